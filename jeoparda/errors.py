@@ -1,0 +1,40 @@
+"""Errors that users see: what was found, where, what was expected, and what to do.
+
+The command line prints the message alone and exits 1; anything else is a bug and keeps its traceback.
+"""
+
+
+class JeopardaError(Exception):
+    """Base of every error that is meant for the user."""
+
+
+class RecipeError(JeopardaError, ValueError):
+    """A recipe that cannot work: unknown key, wrong type, impossible value."""
+
+
+class ArchiveError(JeopardaError, OSError):
+    """An archive that cannot be read as what it should be."""
+
+
+class PatchError(ArchiveError):
+    """One patch of an archive that is rejected; the rest of the archive goes on."""
+
+
+class StoreError(JeopardaError, OSError):
+    """A store that is missing, incomplete, damaged, or does not fit its use."""
+
+
+class SceneError(JeopardaError, OSError):
+    """A scene whose bands, grids or units do not fit."""
+
+
+class CheckpointError(JeopardaError, OSError):
+    """A checkpoint that is missing, damaged, or belongs to another model, store or recipe."""
+
+
+class CommError(JeopardaError, RuntimeError):
+    """Ranks that do not find each other, or that disagree."""
+
+
+class LaunchError(JeopardaError, RuntimeError):
+    """A job that could not be submitted, or that did not end well."""

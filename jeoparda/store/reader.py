@@ -1,0 +1,111 @@
+"""Opening a store: HDF5 is asked once where things are; patches are then plain bytes at known offsets."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jeoparda.errors import StoreError
+from jeoparda.store.format import SPLITS, StoreInfo, record_dtype
+from jeoparda.store.writer import _sha256
+
+
+class Store:
+    """A complete store, read-only.
+
+    info: StoreInfo. digest: SHA-256 of store.json, which holds the shards' checksums. labels: (patch, class) uint8. shard_of: (patch,) int32 and offset_of: (patch,) int64, the file
+    number and byte where each patch's record begins. Patches are numbered over all shards in order.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.info = StoreInfo.read(self.folder)
+        self.digest = hashlib.sha256((self.folder / "store.json").read_bytes()).hexdigest()
+        self.dtype = record_dtype(self.info.groups)
+        self.paths = [self.folder / "shards" / s.file for s in self.info.shards]
+        labels, tables, checksums, shard_of, offset_of = [], [], [], [], []
+        for number, (path, shard) in enumerate(zip(self.paths, self.info.shards, strict=True)):
+            with self._open(path) as f:
+                data = f["patches"]
+                if len(data) != shard.patches or data.dtype.itemsize != self.info.record_bytes:
+                    raise StoreError(
+                        f"{path}: {len(data)} patches of {data.dtype.itemsize} bytes, store.json says "
+                        f"{shard.patches} of {self.info.record_bytes}; ingest again into an empty folder"
+                    )
+                first = data.id.get_offset() or 0  # None only for a shard without patches
+                labels.append(f["labels"][:])
+                tables.append(f["table"][:])
+                checksums.append(f["checksums"][:])
+            shard_of.append(np.full(shard.patches, number, np.int32))
+            offset_of.append(first + np.arange(shard.patches, dtype=np.int64) * self.info.record_bytes)
+        if not self.info.patches:
+            raise StoreError(f"{self.folder}: holds no patch; {len(self.info.rejected)} were rejected, see store.json")
+        self.labels = np.concatenate(labels)
+        self.checksums = np.concatenate(checksums)
+        self.shard_of = np.concatenate(shard_of)
+        self.offset_of = np.concatenate(offset_of)
+        self._tables = tables
+
+    @staticmethod
+    def _open(path: Path) -> h5py.File:
+        try:
+            return h5py.File(path, "r")
+        except OSError as e:
+            raise StoreError(f"{path}: cannot be opened ({e}); `jeoparda store verify` says what else is damaged") from e
+
+    def __len__(self) -> int:
+        return self.info.patches
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the patch table over all patches; text as str."""
+        column = np.concatenate([t[name] for t in self._tables])
+        return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
+
+    def split(self, name: str) -> np.ndarray:
+        """(n,) int64: the numbers of the patches of a split ("train", "val", "test", or "all")."""
+        if name == "all":
+            return np.arange(len(self), dtype=np.int64)
+        found = np.flatnonzero(self.column("split") == name)
+        if not len(found):
+            have = ", ".join(f"{k} {v}" for k, v in self.info.splits.items())
+            raise StoreError(f"{self.folder}: split {name!r} is empty; patches by split: {have}")
+        return found
+
+    def patch(self, number: int) -> np.ndarray:
+        """One patch as a structured scalar: `store.patch(i)["10m"]` is (band, row, col) uint16."""
+        with open(self.paths[self.shard_of[number]], "rb") as f:
+            raw = os.pread(f.fileno(), self.dtype.itemsize, int(self.offset_of[number]))
+        return np.frombuffer(raw, self.dtype)[0]
+
+    def band(self, number: int, band: str) -> np.ndarray:
+        """One band of one patch at its native resolution, (row, col) uint16."""
+        group = next((g for g in self.info.groups if band in g.bands), None)
+        if group is None:
+            raise StoreError(f"{self.folder}: no band {band!r}; there are {', '.join(self.info.bands)}")
+        return self.patch(number)[group.name][group.bands.index(band)]
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """(band,) float32 mean and standard deviation over the training split, in the store's band order."""
+        stats = [self.info.statistics[b] for b in self.info.bands]
+        if not stats[0].pixels:
+            raise StoreError(f"{self.folder}: its training split is empty, so there are no band statistics")
+        std = [s.std if s.std > 0 else 1.0 for s in stats]  # a constant band becomes zeros, not infinities
+        return np.array([s.mean for s in stats], np.float32), np.array(std, np.float32)
+
+    def verify(self) -> Iterator[str]:
+        """Every fault found, one line each; nothing yielded means bit for bit as written."""
+        ids = self.column("id")
+        for number, path in enumerate(self.paths):
+            if _sha256(path) == self.info.shards[number].sha256:
+                continue
+            yield f"{path}: differs from its checksum in store.json"
+            for i in np.flatnonzero(self.shard_of == number):
+                if zlib.crc32(self.patch(i).tobytes()) != self.checksums[i]:
+                    yield f"{path}: patch {ids[i]} is damaged"
+
+
+__all__ = ["SPLITS", "Store"]

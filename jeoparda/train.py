@@ -1,0 +1,383 @@
+"""Training: one visible loop.
+
+Every rank runs it alike. A step takes the rank's share of a global batch, and the loss is divided by the global
+batch, so that any number of ranks takes the same step. Loop state is explicit and saved beside the weights; a run
+that is started again in its folder goes on at the next sample.
+"""
+
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from jeoparda import __version__, checkpoint, losses, schedule
+from jeoparda.comm import Backend, Comm, synchronise_norm
+from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
+from jeoparda.errors import CheckpointError, JeopardaError, RecipeError
+from jeoparda.evaluate import infer
+from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.journal import Journal, provenance, read
+from jeoparda.metrics import multilabel
+from jeoparda.models import ModelRecipe, build
+from jeoparda.order import Order, key, permute
+from jeoparda.schedule import ScheduleRecipe
+from jeoparda.signals import StopRequest
+from jeoparda.store import Store
+
+STOP_CHECK_STEPS = 4  # how often ranks ask each other whether one was told to stop
+_DROPOUT, _SHUFFLE = 0xD50, 0x5F1E  # keep these draws apart from the order's
+
+
+@recipe
+class OptimizerRecipe:
+    """How weights move."""
+
+    kind: Literal["sgd", "adamw"] = opt("adamw", "algorithm")
+    lr: float = opt(1e-3, "peak learning rate, for the global batch", gt=0)
+    momentum: float = opt(0.9, "of sgd", ge=0, lt=1)
+    weight_decay: float = opt(1e-2, "L2 (sgd) or decoupled decay (adamw); not on norms and biases", ge=0)
+
+
+@recipe
+class CheckpointRecipe:
+    """What is kept, and how often."""
+
+    every_steps: int = opt(0, "also within an epoch; 0: at each epoch's end only", "steps", ge=0)
+    keep: int = opt(2, "newest checkpoints kept, beside the best", ge=1)
+
+
+@recipe
+class TrainRecipe:
+    """jeoparda train: a multi-label classifier from a store, on one process or many ranks."""
+
+    store: Path = opt(REQUIRED, "store made by `jeoparda ingest`")
+    run: Path = opt(REQUIRED, "folder of this run; started again, it goes on where it stopped")
+    model: ModelRecipe = opt(ModelRecipe, "network")
+    epochs: int = opt(20, "passes over the training split", ge=1)
+    batch: int = opt(64, "patches a step over all ranks; not multiplied by the number of ranks", "patches", ge=1)
+    optimizer: OptimizerRecipe = opt(OptimizerRecipe, "optimizer")
+    schedule: ScheduleRecipe = opt(ScheduleRecipe, "learning rate over the run")
+    norm: Literal["synchronised", "local", "frozen"] = opt(
+        "synchronised", "BatchNorm over the global batch, over each rank's share, or with fixed statistics"
+    )
+    feed: FeedRecipe = opt(FeedRecipe, "how batches are made")
+    comm: Backend = opt("auto", "auto: Horovod when a launcher started more than one rank")
+    threshold: float = opt(0.5, "a class is predicted from this probability on", gt=0, lt=1)
+    seed: int = opt(0, "of weights, order, augmentation and dropout")
+    checkpoint: CheckpointRecipe = opt(CheckpointRecipe, "checkpoints")
+    control: Literal["none", "shuffled-labels"] = opt(
+        "none", "shuffled-labels: training labels dealt out to other patches, which must not be learnable"
+    )
+
+
+class Stopped(JeopardaError):
+    """The run saved its state and stopped early on purpose; the process ends with exit code 75."""
+
+
+@dataclass
+class Loop:
+    """Where the loop stands: `step` steps of `epoch` are done, and `loss_sum` is the sum of their losses."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    best_f1: float = -1.0
+
+
+@dataclass
+class Training:
+    """All that one rank holds while it trains."""
+
+    r: TrainRecipe
+    comm: Comm
+    store: Store
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    feed: Feed
+    val: Feed
+    device: torch.device
+    loop: Loop
+    stop: StopRequest
+
+    @property
+    def steps(self) -> int:
+        """Steps an epoch."""
+        return self.feed.plan.order.steps
+
+
+def run(r: TrainRecipe, comm: Comm) -> Path:
+    """Train, or go on training, and return the run folder.
+
+    Raises Stopped after a signal, when the checkpoint is written; CheckpointError when the folder holds another run.
+    """
+    t = _prepare(r, comm)
+    journal = Journal(r.run / "journal.jsonl") if comm.rank == 0 else None
+    if journal:
+        (r.run / "recipe.yaml").write_text(dump(r))
+        journal.append("resume" if t.loop != Loop() else "start", **_describe(t))
+        print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
+    while t.loop.epoch < r.epochs:
+        spent: dict[str, float] = defaultdict(float)
+        images, seconds = _epoch(t, spent)
+        with _clock(spent, "validation"):
+            numbers, scores, loss = infer(t.model, t.val, t.device, comm)
+            figures = {"loss": loss} | multilabel(scores, t.store.labels[numbers], r.threshold).summary()
+        line = _line(t, spent, images, seconds, figures)
+        if journal:  # before the checkpoint: a crash between the two leaves a line to find, not a line lost
+            if not any(e["event"] == "epoch" and e["epoch"] == line["epoch"] for e in read(journal.path)):
+                journal.append("epoch", **line)
+            print(_spoken(r, line), flush=True)
+        better = figures["micro_f1"] > t.loop.best_f1
+        t.loop = Loop(t.loop.epoch + 1, best_f1=max(t.loop.best_f1, figures["micro_f1"]))
+        _save(t, best=better)
+    if journal:
+        journal.append("stop", reason="finished", epoch=t.loop.epoch)
+    return r.run
+
+
+def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
+    """The steps that are left of the epoch. Returns this rank's images and seconds."""
+    r, loop, order = t.r, t.loop, t.feed.plan.order
+    t.feed.restore({"epoch": loop.epoch, "step": loop.step})
+    t.feed.waited_s = 0.0
+    t.model.train()
+    if r.norm == "frozen":
+        for module in t.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+    running = torch.zeros((), device=t.device)
+    images, started = 0, time.perf_counter()
+    for batch in t.feed:
+        done = loop.epoch * t.steps + loop.step
+        for group in t.optimizer.param_groups:
+            group["lr"] = r.optimizer.lr * schedule.factor(r.schedule, done, r.epochs * t.steps)
+        torch.manual_seed(int(key(r.seed, _DROPOUT, done, t.comm.rank) >> np.uint64(1)))
+        with _clock(spent, "compute"):
+            image = batch["image"].to(t.device, memory_format=torch.channels_last, non_blocking=True)
+            labels = batch["labels"].to(t.device, non_blocking=True)
+            t.optimizer.zero_grad()
+            first, last = order.bounds(loop.step)
+            loss = losses.multilabel(t.model(image), labels) / (last - first)
+            (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
+        with _clock(spent, "communication"):  # what the backward pass did not hide, and waiting for the slowest
+            t.optimizer.step()
+        running += loss.detach()
+        images += len(image)
+        loop.step += 1
+        save = r.checkpoint.every_steps and loop.step % r.checkpoint.every_steps == 0 and loop.step < t.steps
+        if loop.step % STOP_CHECK_STEPS == 0 or loop.step == t.steps or save:
+            loop.loss_sum += running.item()
+            running.zero_()
+            asked = _agree(t, loop.loss_sum)
+            if save or asked:
+                with _clock(spent, "checkpoint"):
+                    _save(t)
+            if asked:
+                raise Stopped(f"{r.run}: stopped by {asked} in epoch {loop.epoch + 1}, step {loop.step}; saved")
+    return images, time.perf_counter() - started
+
+
+def _agree(t: Training, loss_sum: float) -> str:
+    """What some rank was told to stop by, "" for nothing. JeopardaError on all ranks when a loss is not finite."""
+    flags = torch.tensor([float(bool(t.stop.asked)), float(not math.isfinite(loss_sum))])
+    stop, broken = t.comm.sum(flags, "train.agree").tolist()
+    if broken:
+        raise JeopardaError(
+            f"{t.r.run}: the loss is not finite in epoch {t.loop.epoch + 1} by step {t.loop.step}; "
+            f"take a smaller optimizer.lr than {t.r.optimizer.lr}; checkpoints before this are kept"
+        )
+    return t.stop.asked or ("a signal on another rank" if stop else "")
+
+
+def _prepare(r: TrainRecipe, comm: Comm) -> Training:
+    stop = StopRequest()
+    store = Store(r.store)
+    device = _device(comm)
+    feeds = []
+    for split in ("train", "val"):
+        numbers = store.split(split)
+        order = Order(len(numbers), r.batch, r.seed, shuffle=split == "train")
+        labels = _shuffled(store, numbers, r.seed) if r.control != "none" and split == "train" else store.labels
+        feeds.append(Feed(store, Plan(order, numbers, comm.rank, comm.size), r.feed, split == "train", labels))
+    if r.batch < comm.size or feeds[0].plan.order.count < comm.size:
+        raise RecipeError(f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks")
+    torch.manual_seed(r.seed)
+    model = build(r.model, len(store.info.bands), len(store.info.classes))
+    if r.norm == "synchronised":
+        synchronise_norm(model, comm)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = comm.average_gradients(_optimizer(r.optimizer, model), model)
+    t = Training(r, comm, store, model, optimizer, *feeds, device, Loop(), stop)
+    _resume(t)
+    comm.same_weights(model)
+    return t
+
+
+def _device(comm: Comm) -> torch.device:
+    """This rank's GPU, or the CPU with its share of this machine's cores."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(comm.local_rank)
+        return torch.device("cuda", comm.local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.local_size))
+    return torch.device("cpu")
+
+
+def _shuffled(store: Store, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """(patch, class): the labels with those of the patches `numbers` dealt out among them anew."""
+    labels = store.labels.copy()
+    dealt = permute(np.arange(len(numbers)), len(numbers), key(seed, _SHUFFLE))
+    labels[numbers] = store.labels[numbers[dealt]]
+    return labels
+
+
+def _optimizer(r: OptimizerRecipe, model: nn.Module) -> torch.optim.Optimizer:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]  # norms and biases: nothing to decay
+    groups = [{"params": matrices, "weight_decay": r.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    if r.kind == "sgd":
+        return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
+    return torch.optim.AdamW(groups, lr=r.lr)
+
+
+# ---- state
+
+
+def _identity(r: TrainRecipe) -> dict[str, Any]:
+    """What must not change when a run goes on: all but where, on what and how fast."""
+    d = as_dict(r)
+    for name in ("run", "store", "comm", "checkpoint"):
+        del d[name]
+    d["feed"] = {"flips": r.feed.flips}
+    return d
+
+
+def _save(t: Training, best: bool = False) -> None:
+    """Rank 0 writes; all take part, because the loss so far is spread over them."""
+    loss_sum = t.comm.sum(torch.tensor(t.loop.loss_sum, dtype=torch.float64), "train.loss_so_far").item()
+    if t.comm.rank != 0:
+        return
+    info = t.store.info
+    mean, std = t.store.statistics()
+    state = {
+        "model": t.model.state_dict(),
+        "optimizer": t.optimizer.state_dict(),
+        "loop": asdict(t.loop) | {"loss_sum": loss_sum},
+        "recipe": _identity(t.r),
+        "about": {
+            "jeoparda": __version__,
+            "store": t.store.digest,
+            "sensor": info.sensor,
+            "groups": [asdict(g) | {"bands": list(g.bands)} for g in info.groups],
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "nomenclature": info.nomenclature,
+            "classes": list(info.classes),
+            "model": as_dict(t.r.model),
+            "threshold": t.r.threshold,
+        },
+    }
+    path = checkpoint.path_of(t.r.run, t.loop.epoch * t.steps + t.loop.step)
+    checkpoint.save(path, state)
+    if best:
+        checkpoint.save(path.with_name("best.pt"), state)
+    checkpoint.prune(t.r.run, t.r.checkpoint.keep)
+
+
+def _resume(t: Training) -> None:
+    """Take up the newest whole checkpoint of the run folder. Rank 0 chooses and reads; the rest are told."""
+    found = checkpoint.newest(t.r.run) if t.comm.rank == 0 else None
+    state = t.comm.broadcast(found[1] if found else None, "train.resume")
+    if state is None:
+        return
+    was, now = _flat(state["recipe"]), _flat(_identity(t.r))
+    changed = [f"{k}: was {was.get(k)}, now {now.get(k)}" for k in sorted(was | now) if was.get(k) != now.get(k)]
+    if state["about"]["store"] != t.store.digest:
+        changed.append("the store's content")
+    if changed:
+        raise CheckpointError(f"{t.r.run}: holds another run; give another `run` folder. Changed: {'; '.join(changed)}")
+    t.model.load_state_dict(state["model"])
+    t.optimizer.load_state_dict(state["optimizer"])
+    t.loop = Loop(**state["loop"])
+    if t.comm.rank != 0:
+        t.loop.loss_sum = 0.0  # rank 0 carries the sum over all
+    if t.comm.rank == 0:
+        print(f"{t.r.run}: going on from epoch {t.loop.epoch + 1}, step {t.loop.step}", flush=True)
+
+
+def _flat(d: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    out: dict[str, Any] = {}
+    for k, v in d.items():
+        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {prefix + k: v}
+    return out
+
+
+# ---- figures
+
+
+@contextmanager
+def _clock(spent: dict[str, float], what: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    spent[what] += time.perf_counter() - start
+
+
+def _describe(t: Training) -> dict[str, Any]:
+    return provenance() | {
+        "ranks": t.comm.size,
+        "backend": t.comm.backend,
+        "feed": t.feed.kind,
+        "device": t.device.type,
+        "store": str(t.r.store),
+        "store_digest": t.store.digest,
+        "classes": list(t.store.info.classes),
+        "bands": list(t.store.info.bands),
+        "train_patches": t.feed.plan.order.count,
+        "val_patches": t.val.plan.order.count,
+        "model": t.r.model.name,
+        "parameters": sum(p.numel() for p in t.model.parameters()),
+        "epoch": t.loop.epoch,
+        "step": t.loop.step,
+        "recipe": as_dict(t.r),
+    }
+
+
+def _line(
+    t: Training, spent: dict[str, float], images: int, seconds: float, figures: dict[str, float]
+) -> dict[str, Any]:
+    """The epoch's journal line; on every rank, for it gathers from all."""
+    mine = {"rate": images / seconds if seconds else 0.0, "wait_s": t.feed.waited_s, "loss": t.loop.loss_sum, **spent}
+    ranks = t.comm.gather(mine, "train.line")
+    parts = ("compute", "communication", "checkpoint")
+    return {
+        "epoch": t.loop.epoch + 1,
+        "step": (t.loop.epoch + 1) * t.steps,
+        "loss": sum(m["loss"] for m in ranks) / t.steps,
+        "lr": t.optimizer.param_groups[0]["lr"],
+        "val": figures,
+        "images_per_s": sum(m["rate"] for m in ranks),
+        "images_per_s_per_rank": [m["rate"] for m in ranks],
+        "seconds": seconds,
+        "val_seconds": spent["validation"],
+        "wait_s": [m["wait_s"] for m in ranks],
+        "split_s": {"feed": t.feed.waited_s} | {p: spent.get(p, 0.0) for p in parts},
+    }
+
+
+def _spoken(r: TrainRecipe, line: dict[str, Any]) -> str:
+    val = line["val"]
+    return (
+        f"epoch {line['epoch']}/{r.epochs}  loss {line['loss']:.4f}  val loss {val['loss']:.4f}  "
+        f"micro F1 {val['micro_f1']:.3f}  macro F1 {val['macro_f1']:.3f}  mAP {val['map']:.3f}  "
+        f"{line['images_per_s']:.1f} images/s  {line['seconds']:.0f} s"
+    )
