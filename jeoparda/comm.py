@@ -7,14 +7,15 @@ collectives that mean the same for one rank and for many.
 
 import os
 import socket
+import sys
+import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
-from jeoparda.errors import CommError
+from jeoparda.errors import CommError, JeopardaError, Stopped
 
 Backend = Literal["auto", "single", "horovod"]
 
@@ -227,8 +228,17 @@ def synchronise_norm(model: nn.Module, comm: Comm) -> nn.Module:
     return model
 
 
-def close_quietly(comm: Comm) -> None:
-    """End the backend on the way out of an error, when the others may be gone already."""
-    with suppress(Exception):
+def abandon(comm: Comm) -> None:
+    """Leave after an error. With other ranks the process ends at once: they may wait in a collective that this one
+    will never join, and only the launcher, seeing an exit, ends them. A stop on purpose is agreed on by all."""
+    error = sys.exc_info()[1]
+    if comm.size == 1 or isinstance(error, Stopped):
         comm.close()
-
+        return
+    if isinstance(error, JeopardaError):
+        print(f"jeoparda: rank {comm.rank} of {comm.size}: {error}", file=sys.stderr)
+    else:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -38,3 +38,7 @@ class CommError(JeopardaError, RuntimeError):
 
 class LaunchError(JeopardaError, RuntimeError):
     """A job that could not be submitted, or that did not end well."""
+
+
+class Stopped(JeopardaError):
+    """A stage that saved its state and stopped early on purpose: exit code 75, start it again to go on."""

@@ -165,3 +165,14 @@ def tags_of(path: str | os.PathLike[str]) -> dict[str, str]:
     """The file's own tags, as `write_map` set them."""
     with _open(path) as source:
         return dict(source.tags())
+
+
+def png(rgb: np.ndarray) -> bytes:
+    """A PNG of `rgb`, (row, col, 3) uint8."""
+    with warnings.catch_warnings(), rasterio.Env(**_GDAL), rasterio.MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        profile = {"driver": "PNG", "count": 3, "height": rgb.shape[0], "width": rgb.shape[1], "dtype": "uint8"}
+        with memory.open(**profile) as target:
+            target.write(np.moveaxis(rgb, 2, 0))
+        return memory.read()
+

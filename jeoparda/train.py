@@ -22,7 +22,7 @@ from torch import nn
 from jeoparda import __version__, checkpoint, losses, schedule
 from jeoparda.comm import Backend, Comm, synchronise_norm
 from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
-from jeoparda.errors import CheckpointError, JeopardaError, RecipeError
+from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped
 from jeoparda.evaluate import infer
 from jeoparda.feed import Feed, FeedRecipe, Plan
 from jeoparda.journal import Journal, provenance, read
@@ -79,10 +79,6 @@ class TrainRecipe:
     )
 
 
-class Stopped(JeopardaError):
-    """The run saved its state and stopped early on purpose; the process ends with exit code 75."""
-
-
 @dataclass
 class Loop:
     """Where the loop stands: `step` steps of `epoch` are done, and `loss_sum` is the sum of their losses."""
@@ -122,6 +118,7 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
     t = _prepare(r, comm)
     journal = Journal(r.run / "journal.jsonl") if comm.rank == 0 else None
     if journal:
+        r.run.mkdir(parents=True, exist_ok=True)
         (r.run / "recipe.yaml").write_text(dump(r))
         journal.append("resume" if t.loop != Loop() else "start", **_describe(t))
         print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
@@ -207,14 +204,15 @@ def _prepare(r: TrainRecipe, comm: Comm) -> Training:
         numbers = store.split(split)
         order = Order(len(numbers), r.batch, r.seed, shuffle=split == "train")
         labels = _shuffled(store, numbers, r.seed) if r.control != "none" and split == "train" else store.labels
-        feeds.append(Feed(store, Plan(order, numbers, comm.rank, comm.size), r.feed, split == "train", labels))
+        plan = Plan(order, numbers, comm.rank, comm.size)
+        feeds.append(Feed(store, plan, r.feed, split == "train", labels, store.statistics()))
     if r.batch < comm.size or feeds[0].plan.order.count < comm.size:
         raise RecipeError(f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks")
     torch.manual_seed(r.seed)
     model = build(r.model, len(store.info.bands), len(store.info.classes))
     if r.norm == "synchronised":
         synchronise_norm(model, comm)
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device)  # weights stay row-major: Horovod reduces nothing else; images come channels-last
     optimizer = comm.average_gradients(_optimizer(r.optimizer, model), model)
     t = Training(r, comm, store, model, optimizer, *feeds, device, Loop(), stop)
     _resume(t)

@@ -73,14 +73,24 @@ class Plan:
 class Feed:
     """A plan's batches, by DALI or by torch. `waited_s`: how long the consumer has waited for data."""
 
-    def __init__(self, store: Store, plan: Plan, r: FeedRecipe, train: bool, labels: np.ndarray) -> None:
-        """labels: (patch, class), of all patches of the store. train: augment."""
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        r: FeedRecipe,
+        train: bool,
+        labels: np.ndarray,
+        statistics: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """train: augment. labels: (patch, class), of all patches of the store. statistics: (band,) mean and
+        standard deviation to normalise by, in digital numbers; a trained network's own when it is used."""
         self.kind = resolve(r)
         self.plan = plan
         self.epoch = self.step = 0
         self.waited_s = 0.0
         self._store = store
         self._recipe = r
+        self._statistics = statistics
         self._flips = train and r.flips
         self._labels = torch.from_numpy(labels).to(torch.float32)
 
@@ -116,7 +126,7 @@ class Feed:
         return Ring(self._store, self.plan.largest, r.ahead + extra, r.threads)
 
     def _plain(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        ring, transform = self._ring(1), PlainTransform(self._store)
+        ring, transform = self._ring(1), PlainTransform(self._store.info, *self._statistics)
         slots = ring.read(batches)
         try:
             for slot in slots:
@@ -133,11 +143,11 @@ class Feed:
         if not ahead:
             return
         ring = self._ring(ahead)
-        pipeline = dali.build(self._store, self.plan.largest, ahead, self._recipe.threads)
+        pipeline = dali.build(self._store.info, *self._statistics, self.plan.largest, ahead, self._recipe.threads)
         slots = ring.read(batches)
         drawn: Iterator[tuple[Slot, np.ndarray]] = ((s, self._draw(s.numbers)) for s in slots)
         try:
-            yield from dali.images(pipeline, self._store, ring, drawn, ahead)
+            yield from dali.images(pipeline, self._store.info, ring, drawn, ahead)
         finally:
             slots.close()  # type: ignore[attr-defined]
 

@@ -15,14 +15,15 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
 
 from jeoparda.feed.reader import Ring, Slot
-from jeoparda.store import Group, Store
+from jeoparda.store import Group, StoreInfo
 
 
-def build(store: Store, largest: int, ahead: int, threads: int) -> Pipeline:
-    """The pipeline for batches of up to `largest` patches; `ahead` batches are in work at a time."""
-    mean, std = store.statistics()
-    size = store.info.size_px
-    bands = store.info.bands
+def build(info: StoreInfo, mean: np.ndarray, std: np.ndarray, largest: int, ahead: int, threads: int) -> Pipeline:
+    """The pipeline for batches of up to `largest` patches; `ahead` batches are in work at a time.
+
+    mean, std: (band,) in digital numbers.
+    """
+    size, bands = info.size_px, info.bands
 
     @do_not_convert
     def upsampled(g: Group):  # type: ignore[no-untyped-def]
@@ -45,7 +46,7 @@ def build(store: Store, largest: int, ahead: int, threads: int) -> Pipeline:
     )
     def pipeline():  # type: ignore[no-untyped-def]
         flips = fn.external_source(name="flips", dtype=types.INT32, ndim=1, no_copy=False)
-        x = fn.cat(*[upsampled(g) for g in store.info.groups], axis=0)
+        x = fn.cat(*[upsampled(g) for g in info.groups], axis=0)
         if fn.cast(flips[0], dtype=types.BOOL):
             x = fn.transpose(x, perm=[0, 2, 1], transpose_layout=False)
         return fn.flip(x, vertical=flips[1], horizontal=flips[2])
@@ -56,7 +57,7 @@ def build(store: Store, largest: int, ahead: int, threads: int) -> Pipeline:
 
 
 def images(
-    pipeline: Pipeline, store: Store, ring: Ring, slots: Iterator[tuple[Slot, np.ndarray]], ahead: int
+    pipeline: Pipeline, info: StoreInfo, ring: Ring, slots: Iterator[tuple[Slot, np.ndarray]], ahead: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(patch numbers, (b, band, row, col) float32) for each (slot, flips); there must be at least `ahead` of them.
 
@@ -64,7 +65,7 @@ def images(
     """
 
     def feed(slot: Slot, flips: np.ndarray) -> Slot:
-        for g in store.info.groups:
+        for g in info.groups:
             pipeline.feed_input(g.name, list(slot.records[g.name]), layout="CHW")
         pipeline.feed_input("flips", list(flips.astype(np.int32)))
         return slot

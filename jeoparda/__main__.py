@@ -1,0 +1,3 @@
+from jeoparda.cli import main
+
+main()
