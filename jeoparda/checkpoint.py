@@ -4,8 +4,6 @@ RUN/checkpoints/NNNNNNNN.pt by global step, with the file's SHA-256 beside it. A
 only, and is loaded as such (`weights_only`): a checkpoint from elsewhere runs no code.
 """
 
-import hashlib
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import torch
 
 from jeoparda.errors import CheckpointError
+from jeoparda.files import sha256, whole
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -21,39 +20,32 @@ def path_of(run: Path, step: int) -> Path:
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` durably; a crash at any moment leaves either no file of that name or a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    torch.save(state, part)
-    _sync(part)
-    digest = path.with_name(path.name + ".sha256")
-    draft = digest.with_name(f".{digest.name}.part")
-    draft.write_text(f"{_sha256(part)}  {path.name}\n")
-    _sync(draft)
-    os.replace(draft, digest)
-    os.replace(part, path)
+    with whole(path) as draft:
+        torch.save(state, draft)
+        with whole(_digest_of(path)) as digest:  # first: a checkpoint is never there without it
+            digest.write_text(f"{sha256(draft)}  {path.name}\n")
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as f:
-        os.fsync(f.fileno())
+def mark_best(path: Path) -> None:
+    """Let best.pt, a link, name this checkpoint."""
+    link = path.with_name(".best.pt.part")
+    link.unlink(missing_ok=True)
+    link.symlink_to(path.name)
+    link.replace(path.with_name("best.pt"))
 
 
-def _sha256(path: Path) -> str:
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20):
-            h.update(block)
-    return h.hexdigest()
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
 
 
 def load(path: Path) -> dict[str, Any]:
     """The checkpoint at `path`, on the CPU. CheckpointError where it is missing or not what was written."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint; `jeoparda train` writes them under RUN/checkpoints")
-    digest = path.with_name(path.name + ".sha256")
+    digest = _digest_of(path.resolve())  # best.pt is a link
     if not digest.exists():
         raise CheckpointError(f"{path}: its checksum {digest.name} is missing; copy both files together")
-    if digest.read_text().split()[0] != _sha256(path):
+    if digest.read_text().split()[0] != sha256(path):
         raise CheckpointError(f"{path}: differs from its checksum; it is damaged or was copied in part")
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -69,7 +61,9 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the last `keep` numbered checkpoints; best.pt stays."""
+    """Delete all but the best and the last `keep` checkpoints."""
+    best = (run / "checkpoints" / "best.pt").resolve()
     for path in sorted((run / "checkpoints").glob("[0-9]*.pt"))[:-keep]:
-        path.unlink()
-        path.with_name(path.name + ".sha256").unlink(missing_ok=True)
+        if path.resolve() != best:
+            path.unlink()
+            _digest_of(path).unlink(missing_ok=True)

@@ -81,7 +81,7 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
     return command
 
 
-for _name, (_, _, _, _help) in STAGES.items():
+for _name, (*_, _help) in STAGES.items():
     _stage(_name, _help)
 
 
@@ -106,7 +106,9 @@ def info(folder: str) -> None:
 
     i = StoreInfo.read(Path(folder))
     splits = ", ".join(f"{k} {v}" for k, v in i.splits.items())
-    click.echo(f"{folder}: {i.patches} patches ({splits}), {len(i.shards)} shards, {i.patches * i.record_bytes / 1e6:.0f} MB")
+    click.echo(
+        f"{folder}: {i.patches} patches ({splits}), {len(i.shards)} shards, {i.patches * i.record_bytes / 1e6:.0f} MB"
+    )
     click.echo(f"sensor {i.sensor}, nomenclature {i.nomenclature} ({len(i.classes)} classes), {i.size_px} px")
     for g in i.groups:
         click.echo(f"  {g.name}: {' '.join(g.bands)} at {g.size_px} px")

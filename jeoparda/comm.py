@@ -159,6 +159,16 @@ def start(backend: Backend = "auto") -> Comm:
     return comm
 
 
+def device_of(comm: Comm) -> torch.device:
+    """This rank's GPU, or the CPU with its share of this machine's cores."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(comm.local_rank)
+        return torch.device("cuda", comm.local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.local_size))
+    return torch.device("cpu")
+
+
 class _SyncNorm(torch.autograd.Function):
     """Batch normalisation with the moments of the whole global batch (Ioffe and Szegedy 2015, over ranks)."""
 

@@ -29,8 +29,8 @@ recipe = pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(extra="fo
 
 def opt(default: Any, meaning: str, unit: str = "", **bounds: Any) -> Any:
     """A recipe field. `default` may be a recipe type (a nested section). `bounds`: pydantic's gt, ge, lt, le."""
-    extra = {"unit": unit}
-    if dataclasses.is_dataclass(default):
+    extra: Any = {"unit": unit}
+    if isinstance(default, type) and dataclasses.is_dataclass(default):
         return pydantic.Field(default_factory=default, description=meaning, json_schema_extra=extra, **bounds)
     if isinstance(default, (dict, list)):
         return pydantic.Field(
@@ -58,7 +58,7 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as e:
         raise RecipeError(f"{where}: not valid YAML: {' '.join(str(e).split())}") from e
 
@@ -69,7 +69,8 @@ def load(kind: type[R], path: str | Path | None, words: tuple[str, ...] | list[s
     Dots reach into sections: `model.name=resnet50`. Raises RecipeError naming the file, the key, the value
     and what would do.
     """
-    where, data = "command line", {}
+    where = "command line"
+    data: Any = {}
     if path is not None:
         where = str(path)
         try:

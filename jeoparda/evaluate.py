@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jeoparda import checkpoint, losses
-from jeoparda.comm import Backend, Comm
+from jeoparda.comm import Backend, Comm, device_of
 from jeoparda.config import REQUIRED, check, opt, recipe
 from jeoparda.errors import CheckpointError
 from jeoparda.feed import Feed, FeedRecipe, Plan
@@ -74,12 +74,13 @@ def infer(model: nn.Module, feed: Feed, device: torch.device, comm: Comm) -> tup
     Returns patch numbers (n,), ascending; probabilities (n, class) float32; the mean loss.
     """
     model.eval()
+    dtype = next(model.parameters()).dtype
     numbers, scores, loss = [], [], 0.0
     feed.restore({"epoch": 0, "step": 0})
     with torch.inference_mode():
         for batch in feed:
-            logits = model(batch["image"].to(device, memory_format=torch.channels_last))
-            loss += losses.multilabel(logits, batch["labels"].to(device)).item()
+            logits = model(batch["image"].to(device, dtype, memory_format=torch.channels_last))
+            loss += losses.multilabel(logits, batch["labels"].to(device, dtype)).item()
             numbers.append(batch["number"].numpy())
             scores.append(logits.sigmoid().float().cpu().numpy())
     parts = comm.gather((numbers, scores, loss), "evaluate.scores")
@@ -97,7 +98,7 @@ def run(r: EvaluateRecipe, comm: Comm) -> dict[str, Any]:
     chosen = store.split(r.split)
     plan = Plan(Order(len(chosen), r.batch, 0, shuffle=False), chosen, comm.rank, comm.size)
     feed = Feed(store, plan, r.feed, False, store.labels, _statistics(trained))
-    device = torch.device("cuda", comm.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = device_of(comm)
     numbers, scores, loss = infer(trained.model.to(device), feed, device, comm)
     threshold = trained.about["threshold"]
     figures = multilabel(scores, store.labels[numbers], threshold)

@@ -19,6 +19,7 @@ from typing import Any
 
 from jeoparda import __version__
 from jeoparda.errors import JeopardaError
+from jeoparda.files import sync
 
 TRUNCATED = "truncated"  # the event that stands for a last line cut short
 _NAMED = ("torch", "numpy", "h5py", "horovod")  # packages whose version explains a figure
@@ -52,7 +53,7 @@ class Journal:
             f.flush()
             os.fsync(f.fileno())
         if new:
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def _mend(self) -> None:
         """Cut off a line that a crash left unfinished, or else the next one would be glued to it."""
@@ -169,12 +170,3 @@ def _shown(line: bytes) -> str:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new file's name is on the disk only when its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.enums
 import rasterio.shutil
 from affine import Affine
 from rasterio.crs import CRS
@@ -20,6 +22,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from jeoparda.errors import SceneError
+from jeoparda.files import whole
 
 # One thread in GDAL: parallelism is over patches and scenes, never hidden inside a read. The directory of a
 # patch is never listed: on a parallel filesystem that costs more than the read.
@@ -70,7 +73,7 @@ def _info(source: rasterio.DatasetReader) -> RasterInfo:
     )
 
 
-def crs_name(crs: CRS | str | None) -> str:
+def crs_name(crs: Any) -> str:
     """ "EPSG:n" where the CRS has a code, else its WKT; "" for none."""
     if not crs:
         return ""
@@ -129,8 +132,6 @@ def write_map(
     bands: (band, row, col), any integer or float type. `names`: a description a band; `colors`: value -> RGB
     for a one-band uint8 map; `categories`: names of the values 0.. in the tag CATEGORY_NAMES.
     """
-    target = Path(path)
-    part = target.with_name(f".{target.name}.part")
     profile = {
         "driver": "GTiff",
         "count": bands.shape[0],
@@ -141,7 +142,7 @@ def write_map(
         "transform": Affine(*transform[:6]),
         "nodata": nodata,
     }
-    with rasterio.Env(**{**_GDAL, "GDAL_TIFF_INTERNAL_MASK": "YES"}), warnings.catch_warnings():
+    with whole(Path(path)) as part, rasterio.Env(**_GDAL), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.MemoryFile() as memory:
             with memory.open(**profile) as draft:
@@ -156,9 +157,21 @@ def write_map(
             with memory.open() as draft:
                 # nearest: an averaged class number is another class
                 rasterio.shutil.copy(
-                    draft, part, driver="COG", compress="DEFLATE", overview_resampling="nearest", copy_src_overviews=False
+                    draft,
+                    part,
+                    driver="COG",
+                    compress="DEFLATE",
+                    overview_resampling="nearest",
+                    copy_src_overviews=False,
                 )
-    os.replace(part, target)
+
+
+def thumbnail(path: str | os.PathLike[str], longest_px: int) -> np.ndarray:
+    """The first band, averaged down so that its longer side has at most `longest_px` pixels; (row, col)."""
+    with _open(path) as source:
+        shrink = max(1.0, max(source.height, source.width) / longest_px)
+        shape = (round(source.height / shrink), round(source.width / shrink))
+        return source.read(1, out_shape=shape, resampling=rasterio.enums.Resampling.average)
 
 
 def tags_of(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -175,4 +188,3 @@ def png(rgb: np.ndarray) -> bytes:
         with memory.open(**profile) as target:
             target.write(np.moveaxis(rgb, 2, 0))
         return memory.read()
-

@@ -1,5 +1,6 @@
 """A scene: the bands of one acquisition, each at its own pixel size, over the same ground."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,16 +58,28 @@ def open_scene(folder: Path, bands: tuple[str, ...]) -> Scene:
         if not found or found[1] not in bands:
             continue
         info = describe(path)
-        if found[1] in files:
+        if other := files.get(found[1]):
+            if other.pixel_size == info.pixel_size:
+                raise SceneError(
+                    f"{folder}: band {found[1]} is there twice, {other.path} and {info.path}; give one scene's folder"
+                )
             # a product may hold a band at several pixel sizes: the finest is the measured one
-            info = min(info, files[found[1]], key=lambda f: f.pixel_size)
+            info = min(info, other, key=lambda f: f.pixel_size)
         files[found[1]] = info
     missing = [b for b in bands if b not in files]
     if missing:
-        raise SceneError(f"{folder}: no raster for band {', '.join(missing)}; found {', '.join(sorted(files)) or 'none'}")
-    scene = Scene(folder.name, str(folder), files, _level(folder, files))
+        raise SceneError(
+            f"{folder}: no raster for band {', '.join(missing)}; found {', '.join(sorted(files)) or 'none'}"
+        )
+    scene = Scene(_name(folder, files), str(folder), files, _level(folder, files))
     _check_ground(scene)
     return scene
+
+
+def _name(folder: Path, files: dict[str, RasterInfo]) -> str:
+    """What the band files have in common, T33UUU_20170216T102101 for a Sentinel-2 granule; else the folder's name."""
+    shared = os.path.commonprefix([Path(f.path).name for f in files.values()])  # noqa: RUF071 (of characters)
+    return re.sub(r"_?B?[0-9]*$", "", shared) or folder.resolve().name
 
 
 def _level(folder: Path, files: dict[str, RasterInfo]) -> str:

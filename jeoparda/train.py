@@ -6,7 +6,6 @@ that is started again in its folder goes on at the next sample.
 """
 
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 
 from jeoparda import __version__, checkpoint, losses, schedule
-from jeoparda.comm import Backend, Comm, synchronise_norm
+from jeoparda.comm import Backend, Comm, device_of, synchronise_norm
 from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
 from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped
 from jeoparda.evaluate import infer
@@ -33,6 +32,7 @@ from jeoparda.schedule import ScheduleRecipe
 from jeoparda.signals import StopRequest
 from jeoparda.store import Store
 
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 STOP_CHECK_STEPS = 4  # how often ranks ask each other whether one was told to stop
 _DROPOUT, _SHUFFLE = 0xD50, 0x5F1E  # keep these draws apart from the order's
 
@@ -68,6 +68,9 @@ class TrainRecipe:
     schedule: ScheduleRecipe = opt(ScheduleRecipe, "learning rate over the run")
     norm: Literal["synchronised", "local", "frozen"] = opt(
         "synchronised", "BatchNorm over the global batch, over each rank's share, or with fixed statistics"
+    )
+    precision: Literal["float32", "float64"] = opt(
+        "float32", "of weights and arithmetic; float64 shows that two set-ups take the same steps, slowly"
     )
     feed: FeedRecipe = opt(FeedRecipe, "how batches are made")
     comm: Backend = opt("auto", "auto: Horovod when a launcher started more than one rank")
@@ -151,7 +154,8 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
         for module in t.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-    running = torch.zeros((), device=t.device)
+    dtype = DTYPES[r.precision]
+    running = torch.zeros((), dtype=dtype, device=t.device)
     images, started = 0, time.perf_counter()
     for batch in t.feed:
         done = loop.epoch * t.steps + loop.step
@@ -159,8 +163,8 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
             group["lr"] = r.optimizer.lr * schedule.factor(r.schedule, done, r.epochs * t.steps)
         torch.manual_seed(int(key(r.seed, _DROPOUT, done, t.comm.rank) >> np.uint64(1)))
         with _clock(spent, "compute"):
-            image = batch["image"].to(t.device, memory_format=torch.channels_last, non_blocking=True)
-            labels = batch["labels"].to(t.device, non_blocking=True)
+            image = batch["image"].to(t.device, dtype, memory_format=torch.channels_last, non_blocking=True)
+            labels = batch["labels"].to(t.device, dtype, non_blocking=True)
             t.optimizer.zero_grad()
             first, last = order.bounds(loop.step)
             loss = losses.multilabel(t.model(image), labels) / (last - first)
@@ -198,36 +202,30 @@ def _agree(t: Training, loss_sum: float) -> str:
 def _prepare(r: TrainRecipe, comm: Comm) -> Training:
     stop = StopRequest()
     store = Store(r.store)
-    device = _device(comm)
-    feeds = []
+    device = device_of(comm)
+    feeds = {}
     for split in ("train", "val"):
         numbers = store.split(split)
         order = Order(len(numbers), r.batch, r.seed, shuffle=split == "train")
         labels = _shuffled(store, numbers, r.seed) if r.control != "none" and split == "train" else store.labels
         plan = Plan(order, numbers, comm.rank, comm.size)
-        feeds.append(Feed(store, plan, r.feed, split == "train", labels, store.statistics()))
-    if r.batch < comm.size or feeds[0].plan.order.count < comm.size:
-        raise RecipeError(f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks")
+        feeds[split] = Feed(store, plan, r.feed, split == "train", labels, store.statistics())
+    if r.batch < comm.size or feeds["train"].plan.order.count < comm.size:
+        raise RecipeError(
+            f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks"
+        )
     torch.manual_seed(r.seed)
     model = build(r.model, len(store.info.bands), len(store.info.classes))
     if r.norm == "synchronised":
         synchronise_norm(model, comm)
-    model.to(device)  # weights stay row-major: Horovod reduces nothing else; images come channels-last
+    model.to(
+        device, DTYPES[r.precision]
+    )  # weights stay row-major: Horovod reduces nothing else; images come channels-last
     optimizer = comm.average_gradients(_optimizer(r.optimizer, model), model)
-    t = Training(r, comm, store, model, optimizer, *feeds, device, Loop(), stop)
+    t = Training(r, comm, store, model, optimizer, feeds["train"], feeds["val"], device, Loop(), stop)
     _resume(t)
     comm.same_weights(model)
     return t
-
-
-def _device(comm: Comm) -> torch.device:
-    """This rank's GPU, or the CPU with its share of this machine's cores."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(comm.local_rank)
-        return torch.device("cuda", comm.local_rank)
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.local_size))
-    return torch.device("cpu")
 
 
 def _shuffled(store: Store, numbers: np.ndarray, seed: int) -> np.ndarray:
@@ -287,7 +285,7 @@ def _save(t: Training, best: bool = False) -> None:
     path = checkpoint.path_of(t.r.run, t.loop.epoch * t.steps + t.loop.step)
     checkpoint.save(path, state)
     if best:
-        checkpoint.save(path.with_name("best.pt"), state)
+        checkpoint.mark_best(path)
     checkpoint.prune(t.r.run, t.r.checkpoint.keep)
 
 

@@ -34,7 +34,8 @@ class FeedRecipe:
     """How batches are made."""
 
     kind: Literal["auto", "dali", "plain", "synthetic"] = opt(
-        "auto", "auto: dali where it is installed, else plain; synthetic: batches that cost nothing, to find bottlenecks"
+        "auto",
+        "auto: dali where it is installed, else plain; synthetic: batches that cost nothing, to find bottlenecks",
     )
     threads: int = opt(2, "reader threads, and DALI's own, a rank", ge=1)
     ahead: int = opt(2, "batches in work ahead of the consumer", "batches", ge=1)
@@ -126,7 +127,7 @@ class Feed:
         return Ring(self._store, self.plan.largest, r.ahead + extra, r.threads)
 
     def _plain(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        ring, transform = self._ring(1), PlainTransform(self._store.info, *self._statistics)
+        ring, transform = self._ring(1), PlainTransform(self._store.info.groups, *self._statistics)
         slots = ring.read(batches)
         try:
             for slot in slots:

@@ -4,16 +4,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jeoparda.store import StoreInfo
+from jeoparda.store import Group
 
 
 class PlainTransform:
     """Records to normalised images on the finest grid."""
 
-    def __init__(self, info: StoreInfo, mean: np.ndarray, std: np.ndarray) -> None:
-        """mean, std: (band,) in digital numbers."""
-        self._groups = info.groups
-        self._size = info.size_px
+    def __init__(self, groups: tuple[Group, ...], mean: np.ndarray, std: np.ndarray) -> None:
+        """groups: finest first. mean, std: (band,) in digital numbers."""
+        self._groups = groups
+        self._size = groups[0].size_px
         self._mean = torch.from_numpy(mean)[:, None, None]
         self._scale = torch.from_numpy(1 / std)[:, None, None]
 

@@ -97,7 +97,9 @@ def _open(store: Store) -> list[int]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = len(store.paths) + 256
     if soft < wanted:  # an archive of 590,326 patches has more shards than the usual limit of open files
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+        )
     files = []
     try:
         for path in store.paths:

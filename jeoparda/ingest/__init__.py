@@ -70,7 +70,8 @@ def run(r: IngestRecipe, say: Callable[[str], None] = print) -> StoreInfo:
         raise ArchiveError(f"{r.archive}: none of its {len(rejected) + sum(left_out.values())} patches can be used")
     r.store.mkdir(parents=True, exist_ok=True)
     tasks = [
-        (number, [plan[i] for i in part]) for number, part in enumerate(partition.shards(len(plan), r.patches_per_shard))
+        (number, [plan[i] for i in part])
+        for number, part in enumerate(partition.shards(len(plan), r.patches_per_shard))
     ]
     shards = list(track(_make(r, tasks), "ingest", "shards", len(tasks)))
     late = [tuple(row) for s in shards for row in s.summary["rejected"]]

@@ -16,7 +16,9 @@ class ModelRecipe:
     """The network."""
 
     name: Literal["resnet18", "resnet34", "resnet50"] = opt("resnet18", "architecture")
-    width: int = opt(64, "channels of the stem; 64 as published, less for a quick trial", "channels", ge=16, multiple_of=16)
+    width: int = opt(
+        64, "channels of the stem; 64 as published, less for a quick trial", "channels", ge=16, multiple_of=16
+    )
     dropout: float = opt(0.0, "share of features dropped before the last layer", ge=0, lt=1)
 
 

@@ -1,11 +1,11 @@
 """Reports: one self-contained HTML page of a run. The only home of matplotlib and jinja2 (extra `report`)."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from jeoparda.config import REQUIRED, opt, recipe
 from jeoparda.errors import JeopardaError
+from jeoparda.files import whole
 from jeoparda.report.gather import ReportError, gather
 
 __all__ = ["ReportError", "ReportRecipe", "run"]
@@ -41,10 +41,8 @@ def run(r: ReportRecipe) -> dict[str, Any]:
 
 def _write(path: Path, content: bytes) -> None:
     """`content` under its name only when it is whole."""
-    part = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        with whole(path) as draft:
+            draft.write_bytes(content)
     except OSError as e:
         raise ReportError(f"{path}: cannot write the page: {e.strerror}; give another `out`") from e

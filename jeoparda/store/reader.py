@@ -10,15 +10,16 @@ import h5py
 import numpy as np
 
 from jeoparda.errors import StoreError
+from jeoparda.files import sha256
 from jeoparda.store.format import SPLITS, StoreInfo, record_dtype
-from jeoparda.store.writer import _sha256
 
 
 class Store:
     """A complete store, read-only.
 
-    info: StoreInfo. digest: SHA-256 of store.json, which holds the shards' checksums. labels: (patch, class) uint8. shard_of: (patch,) int32 and offset_of: (patch,) int64, the file
-    number and byte where each patch's record begins. Patches are numbered over all shards in order.
+    info: StoreInfo. digest: SHA-256 of store.json, which holds the shards' checksums. labels: (patch, class) uint8.
+    shard_of: (patch,) int32 and offset_of: (patch,) int64, the file number and byte where each patch's record
+    begins. Patches are numbered over all shards in order.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -55,7 +56,9 @@ class Store:
         try:
             return h5py.File(path, "r")
         except OSError as e:
-            raise StoreError(f"{path}: cannot be opened ({e}); `jeoparda store verify` says what else is damaged") from e
+            raise StoreError(
+                f"{path}: cannot be opened ({e}); `jeoparda store verify` says what else is damaged"
+            ) from e
 
     def __len__(self) -> int:
         return self.info.patches
@@ -100,11 +103,11 @@ class Store:
         """Every fault found, one line each; nothing yielded means bit for bit as written."""
         ids = self.column("id")
         for number, path in enumerate(self.paths):
-            if _sha256(path) == self.info.shards[number].sha256:
+            if sha256(path) == self.info.shards[number].sha256:
                 continue
             yield f"{path}: differs from its checksum in store.json"
             for i in np.flatnonzero(self.shard_of == number):
-                if zlib.crc32(self.patch(i).tobytes()) != self.checksums[i]:
+                if zlib.crc32(self.patch(int(i)).tobytes()) != self.checksums[i]:
                     yield f"{path}: patch {ids[i]} is damaged"
 
 

@@ -1,8 +1,6 @@
 """Writing a store: shards one by one, in any order, by anyone; then `finalise`."""
 
-import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ import h5py
 import numpy as np
 
 from jeoparda.errors import StoreError
+from jeoparda.files import sha256, whole
 from jeoparda.store.format import (
     ALIGNMENT,
     SPLITS,
@@ -73,32 +72,18 @@ def write_shard(
     flags = np.array(labels, np.uint8).reshape(len(labels), classes)
     summary = {"plan": plan, "rejected": rejected, **_sums(groups, data, flags, [r.split for r in records])}
     _write(path, data, flags, table_of(records), summary)
-    return Shard(number, ShardInfo(path.name, len(records), _sha256(path)), summary)
+    return Shard(number, ShardInfo(path.name, len(records), sha256(path)), summary)
 
 
 def _write(path: Path, data: np.ndarray, labels: np.ndarray, table: np.ndarray, summary: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # its own name: two writers of one shard do no harm
     checksums = [zlib.crc32(row.tobytes()) for row in data]
-    with h5py.File(part, "w", libver=("v110", "v110"), alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as f:
+    aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    with whole(path) as draft, h5py.File(draft, "w", libver=("v110", "v110"), **aligned) as f:
         f.create_dataset("patches", data=data)
         f.create_dataset("labels", data=labels)
         f.create_dataset("table", data=table)
         f.create_dataset("checksums", data=np.array(checksums, np.uint32))
         f.create_dataset("summary", data=np.bytes_(json.dumps(summary, sort_keys=True)))
-    place(part, path)
-
-
-def place(part: Path, path: Path) -> None:
-    """Make a written file durable, then give it its name."""
-    with open(part, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(part, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # else the name may be gone after a power cut
-    finally:
-        os.close(folder)
 
 
 def _finished(path: Path, number: int, plan: str) -> Shard:
@@ -113,19 +98,7 @@ def _finished(path: Path, number: int, plan: str) -> Shard:
             f"{path}: was made from another archive, recipe or version of jeoparda; "
             "give another `store`, or delete this one"
         )
-    return Shard(number, ShardInfo(path.name, patches, _sha256(path)), summary)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(f)
-
-
-def _digest(f: Any) -> str:  # Python 3.10
-    h = hashlib.sha256()
-    while block := f.read(1 << 20):
-        h.update(block)
-    return h.hexdigest()
+    return Shard(number, ShardInfo(path.name, patches, sha256(path)), summary)
 
 
 def _sums(groups: tuple[Group, ...], data: np.ndarray, labels: np.ndarray, splits: list[str]) -> dict[str, Any]:
@@ -176,9 +149,8 @@ def finalise(
         recipe=recipe,
         jeoparda=version,
     )
-    part = store / ".store.json.part"
-    part.write_text(info.dumps())
-    place(part, store / "store.json")
+    with whole(store / "store.json") as draft:
+        draft.write_text(info.dumps())
     return info
 
 

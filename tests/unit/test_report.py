@@ -261,7 +261,7 @@ def test_every_picture_is_described(whole):
     reader = Reader(page_of(whole))
     assert len(reader.all("img")) == 12 + 3
     assert all(len(a["alt"]) > 15 for a in reader.all("img"))
-    charts = [a for a in reader.all("svg")]
+    charts = list(reader.all("svg"))
     assert len(charts) == 6 and all(a["role"] == "img" and len(a["aria-label"]) > 15 for a in charts)
 
 
