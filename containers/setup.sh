@@ -3,7 +3,8 @@
 #   PYTHON      the interpreter to build on (python3)
 #   VENV        where the environment goes (.venv)
 #   JEOPARDA_CACHE   where built wheels are kept (~/.cache/jeoparda)
-#   TORCH_INDEX      an index with CPU builds of torch, taken for torch alone (none: pip's own configuration)
+#   TORCH_INDEX      an index to take torch from, and torch alone (without a GPU: pip's own configuration if that has a
+#                    CPU build, else PyTorch's CPU index; with one: pip's own configuration)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3} VENV=${VENV:-.venv}
@@ -71,12 +72,19 @@ pip() { "$python" -m pip --disable-pip-version-check --quiet "$@" 2> >(grep -v '
 say "Python packages into $VENV"
 pip install -c constraints.txt pip setuptools wheel
 torch=$(grep '^torch==' constraints.txt)
-if [ -n "${TORCH_INDEX:-}" ]; then pip install --index-url "$TORCH_INDEX" "$torch"
-elif ! compgen -G '/dev/nvidia[0-9]*' >/dev/null && pip install "$torch+cpu" 2>/dev/null; then :  # an index with CPU builds
-else pip install -c constraints.txt "$torch"; fi
+cpu_index=https://download.pytorch.org/whl/cpu
+if "$python" -c "import sys, torch; sys.exit(torch.__version__.split('+')[0] != '${torch#torch==}')" 2>/dev/null; then :
+elif [ -n "${TORCH_INDEX:-}" ]; then pip install --index-url "$TORCH_INDEX" "$torch"
+elif compgen -G '/dev/nvidia[0-9]*' >/dev/null; then pip install -c constraints.txt "$torch"
+elif pip install "$torch+cpu" 2>/dev/null; then :
+elif pip install --retries 0 --timeout 15 --index-url $cpu_index "$torch" 2>/dev/null; then :
+else
+  say "no CPU build of $torch can be had here; the one with CUDA comes instead: gigabytes (TORCH_INDEX=... names another index)"
+  pip install -c constraints.txt "$torch"
+fi
 extras=report,test
 command -v mpicc >/dev/null && mpi=mpi || mpi=
-pip install -c constraints.txt --no-build-isolation -e ".[$extras${mpi:+,$mpi},slurm]"
+PYTHONWARNINGS=ignore pip install -c constraints.txt --no-build-isolation -e ".[$extras${mpi:+,$mpi},slurm]"
 if [ "$(uname -sm)" = "Linux x86_64" ]; then
   pip install -c constraints.txt nvidia-dali-cuda130 || say "NVIDIA DALI cannot be had here; training takes the plain feed"
 fi
@@ -84,7 +92,7 @@ fi
 # ---- Horovod, built once for each torch, Python and MPI
 if command -v g++ >/dev/null && command -v cmake >/dev/null; then
   wheel=$(CACHE="$CACHE" containers/horovod/build.sh "$python") && pip install --no-deps --force-reinstall "$wheel" ||
-    say "Horovod did not build (log above); training runs on one rank"
+    say "Horovod did not build; left out: training on more than one rank"
 fi
 PATH=${PATH%:/usr/sbin:/sbin}
 PATH=$PATH:/usr/sbin:/sbin key > "$stamp"

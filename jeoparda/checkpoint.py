@@ -45,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
     digest = _digest_of(path.resolve())  # best.pt is a link
     if not digest.exists():
         raise CheckpointError(f"{path}: its checksum {digest.name} is missing; copy both files together")
-    if digest.read_text().split()[0] != sha256(path):
+    if digest.read_text().split()[:1] != [sha256(path)]:
         raise CheckpointError(f"{path}: differs from its checksum; it is damaged or was copied in part")
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -62,6 +62,8 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def prune(run: Path, keep: int) -> None:
     """Delete all but the best and the last `keep` checkpoints."""
+    for draft in (run / "checkpoints").glob(".*.part"):  # of a writer that was killed; there is only one writer
+        draft.unlink()
     best = (run / "checkpoints" / "best.pt").resolve()
     for path in sorted((run / "checkpoints").glob("[0-9]*.pt"))[:-keep]:
         if path.resolve() != best:

@@ -13,7 +13,8 @@ import click
 
 from jeoparda import __version__
 from jeoparda.config import load, template
-from jeoparda.errors import JeopardaError
+from jeoparda.errors import JeopardaError, Stopped
+from jeoparda.launch import command as launch_command
 from jeoparda.signals import EXIT_RESUMABLE
 
 # stage -> (module, recipe type, does it take ranks, what it does)
@@ -50,8 +51,6 @@ class _Group(click.Group):
     """Errors meant for the user become one message on stderr; anything else keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from jeoparda.errors import Stopped
-
         try:
             return super().invoke(ctx)
         except Stopped as e:
@@ -131,12 +130,15 @@ def verify(folder: str) -> None:
     click.echo(f"{folder}: {len(opened)} patches, every byte as written")
 
 
+main.add_command(launch_command.make(STAGES, call), "submit")
+
+
 @main.command()
 @click.argument("folder", type=click.Path(), default="demo")
 @click.option("--patches", default=600, show_default=True, help="patches of the synthetic archive")
 @click.option("--ranks", default=2, show_default=True, help="Horovod ranks to train with")
 def demo(folder: str, patches: int, ranks: int) -> None:
     """The whole chain, small, on this machine."""
-    from jeoparda import demo as module
+    from jeoparda.demo import run
 
-    module.run(Path(folder), patches, ranks)
+    run(Path(folder), patches, ranks)

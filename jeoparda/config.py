@@ -77,6 +77,8 @@ def load(kind: type[R], path: str | Path | None, words: tuple[str, ...] | list[s
             text = Path(path).read_text()
         except OSError as e:
             raise RecipeError(f"{where}: cannot read the recipe: {e.strerror}") from e
+        except UnicodeDecodeError as e:
+            raise RecipeError(f"{where}: cannot read the recipe: not UTF-8 text ({e.reason}, byte {e.start})") from e
         data = _parse(text, where) or {}
         if not isinstance(data, dict):
             raise RecipeError(f"{where}: a recipe is a mapping of keys to values, this is a {type(data).__name__}")

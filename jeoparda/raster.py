@@ -162,7 +162,6 @@ def write_map(
                     driver="COG",
                     compress="DEFLATE",
                     overview_resampling="nearest",
-                    copy_src_overviews=False,
                 )
 
 

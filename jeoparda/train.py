@@ -84,12 +84,16 @@ class TrainRecipe:
 
 @dataclass
 class Loop:
-    """Where the loop stands: `step` steps of `epoch` are done, and `loss_sum` is the sum of their losses."""
+    """Where the loop stands: `step` steps of `epoch` are done, and `loss_sum` is the sum of their losses.
+
+    best_f1, best_step: of the checkpoint with the highest validation micro F1, -1 and 0 before there is one.
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
     best_f1: float = -1.0
+    best_step: int = 0
 
 
 @dataclass
@@ -137,8 +141,9 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
                 journal.append("epoch", **line)
             print(_spoken(r, line), flush=True)
         better = figures["micro_f1"] > t.loop.best_f1
-        t.loop = Loop(t.loop.epoch + 1, best_f1=max(t.loop.best_f1, figures["micro_f1"]))
-        _save(t, best=better)
+        best = (figures["micro_f1"], line["step"]) if better else (t.loop.best_f1, t.loop.best_step)
+        t.loop = Loop(t.loop.epoch + 1, best_f1=best[0], best_step=best[1])
+        _save(t)
     if journal:
         journal.append("stop", reason="finished", epoch=t.loop.epoch)
     return r.run
@@ -155,7 +160,7 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
     dtype = DTYPES[r.precision]
-    running = torch.zeros((), dtype=dtype, device=t.device)
+    running = torch.zeros((), dtype=torch.float64, device=t.device)  # so that it does not matter how often it is read
     images, started = 0, time.perf_counter()
     for batch in t.feed:
         done = loop.epoch * t.steps + loop.step
@@ -257,7 +262,7 @@ def _identity(r: TrainRecipe) -> dict[str, Any]:
     return d
 
 
-def _save(t: Training, best: bool = False) -> None:
+def _save(t: Training) -> None:
     """Rank 0 writes; all take part, because the loss so far is spread over them."""
     loss_sum = t.comm.sum(torch.tensor(t.loop.loss_sum, dtype=torch.float64), "train.loss_so_far").item()
     if t.comm.rank != 0:
@@ -284,9 +289,14 @@ def _save(t: Training, best: bool = False) -> None:
     }
     path = checkpoint.path_of(t.r.run, t.loop.epoch * t.steps + t.loop.step)
     checkpoint.save(path, state)
-    if best:
-        checkpoint.mark_best(path)
+    _mark_best(t)
     checkpoint.prune(t.r.run, t.r.checkpoint.keep)
+
+
+def _mark_best(t: Training) -> None:
+    """Also when a run goes on: it may have died between a checkpoint and its mark."""
+    if t.loop.best_step:
+        checkpoint.mark_best(checkpoint.path_of(t.r.run, t.loop.best_step))
 
 
 def _resume(t: Training) -> None:
@@ -307,6 +317,7 @@ def _resume(t: Training) -> None:
     if t.comm.rank != 0:
         t.loop.loss_sum = 0.0  # rank 0 carries the sum over all
     if t.comm.rank == 0:
+        _mark_best(t)
         print(f"{t.r.run}: going on from epoch {t.loop.epoch + 1}, step {t.loop.step}", flush=True)
 
 

@@ -19,7 +19,12 @@ if [ $mpi = none ]; then export HOROVOD_WITHOUT_MPI=1; else export HOROVOD_WITH_
 export CMAKE_TOOLCHAIN_FILE=$here/cxx17.cmake CMAKE_POLICY_VERSION_MINIMUM=3.5 LDFLAGS=-Wl,--strip-debug
 # no cache: pip's does not know the HOROVOD_* variables
 if ! "$python" -m pip wheel --quiet --no-cache-dir --no-binary horovod --no-build-isolation --no-deps \
-  -w "$work/out" "horovod==$version" >"$work/log" 2>&1; then tail -40 "$work/log" >&2; exit 1; fi
+  -w "$work/out" "horovod==$version" >"$work/log" 2>&1; then
+  mv "$work/log" "$CACHE/horovod-build.log"
+  grep -iE -A4 'cmake error|fatal error|[a-z0-9]: error:' "$CACHE/horovod-build.log" | head -20 >&2 || true
+  echo "setup: Horovod's build failed; all it said: $CACHE/horovod-build.log" >&2
+  exit 1
+fi
 mkdir -p "$(dirname "$folder")"
 mv -T "$work/out" "$folder" 2>/dev/null || true   # another set-up may have been faster: its wheel is as good
 ls "$folder"/*.whl

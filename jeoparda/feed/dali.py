@@ -15,7 +15,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
 
 from jeoparda.feed.reader import Ring, Slot
-from jeoparda.store import Group, StoreInfo
+from jeoparda.store import Group, StoreInfo, record_dtype
 
 
 def build(info: StoreInfo, mean: np.ndarray, std: np.ndarray, largest: int, ahead: int, threads: int) -> Pipeline:
@@ -64,10 +64,13 @@ def images(
     A tensor is DALI's own memory and valid until the next one is asked for.
     """
 
+    blank = np.zeros(1, record_dtype(info.groups))
+
     def feed(slot: Slot, flips: np.ndarray) -> Slot:
+        # DALI takes no empty batch, but a rank's share of a small step may be: it is fed a blank, cut off below
         for g in info.groups:
-            pipeline.feed_input(g.name, list(slot.records[g.name]), layout="CHW")
-        pipeline.feed_input("flips", list(flips.astype(np.int32)))
+            pipeline.feed_input(g.name, list(slot.records[g.name]) or list(blank[g.name]), layout="CHW")
+        pipeline.feed_input("flips", list(flips.astype(np.int32)) or [np.zeros(3, np.int32)])
         return slot
 
     waiting = deque(feed(*s) for s in islice(slots, ahead))
@@ -76,7 +79,7 @@ def images(
         (out,) = pipeline.share_outputs()
         slot = waiting.popleft()
         ring.release(slot)
-        yield slot.numbers, torch.from_dlpack(out.as_tensor())
+        yield slot.numbers, torch.from_dlpack(out.as_tensor())[: len(slot.numbers)]
         pipeline.release_outputs()
         for more in islice(slots, 1):
             waiting.append(feed(*more))

@@ -76,6 +76,8 @@ def run(r: IngestRecipe, say: Callable[[str], None] = print) -> StoreInfo:
     shards = list(track(_make(r, tasks), "ingest", "shards", len(tasks)))
     late = [tuple(row) for s in shards for row in s.summary["rejected"]]
     _report_rejected(r, late, say)
+    if len(late) == len(plan):
+        raise ArchiveError(f"{r.archive}: none of its {len(plan) + len(rejected)} patches can be used")
     classes = nomenclature(r.nomenclature)
     info = finalise(
         r.store,

@@ -56,6 +56,8 @@ def plan_patch(archive: Path, name: str, classes: Nomenclature) -> Planned:
     try:
         meta = json.loads(path.read_text())
         names, corner = meta["labels"], meta["coordinates"]
+        if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+            raise TypeError(f"labels is {names!r}, not a list of names")
         ulx, uly = float(corner["ulx"]), float(corner["uly"])
         crs, date = crs_name(meta["projection"]), meta["acquisition_date"].replace(" ", "T")
     except FileNotFoundError as e:

@@ -17,6 +17,7 @@ Nothing in it depends on the time, the host, the number of workers or the order 
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,7 +158,9 @@ class StoreInfo:
         return self.groups[0].size_px
 
     def dumps(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        """The text of store.json; its last key is the checksum of all before it."""
+        data = dataclasses.asdict(self)
+        return _text(data | {"sha256": _checksum(data)})
 
     @classmethod
     def read(cls, folder: Path) -> "StoreInfo":
@@ -171,9 +174,21 @@ class StoreInfo:
             )  # fmt: skip
         try:
             data = json.loads(path.read_text())
+            if not isinstance(data, dict):
+                raise ValueError(f"a mapping was expected, this is a {type(data).__name__}")
             found = (data.get("format"), data.get("version"))
             if found != ("jeoparda-store", VERSION):
                 raise StoreError(f"{path}: is {found}, this version reads ('jeoparda-store', {VERSION})")
+            if data.pop("sha256", None) != _checksum(data):
+                raise ValueError("its content differs from its own checksum")
             return pydantic.TypeAdapter(cls).validate_python(data)
-        except (json.JSONDecodeError, pydantic.ValidationError) as e:
+        except ValueError as e:  # of JSON, of UTF-8, of pydantic
             raise StoreError(f"{path}: damaged: {str(e).splitlines()[0]}; ingest again to rewrite it") from e
+
+
+def _text(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    return hashlib.sha256(_text(data).encode()).hexdigest()

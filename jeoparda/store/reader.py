@@ -11,7 +11,7 @@ import numpy as np
 
 from jeoparda.errors import StoreError
 from jeoparda.files import sha256
-from jeoparda.store.format import SPLITS, StoreInfo, record_dtype
+from jeoparda.store.format import SPLITS, ShardInfo, StoreInfo, record_dtype
 
 
 class Store:
@@ -28,19 +28,14 @@ class Store:
         self.digest = hashlib.sha256((self.folder / "store.json").read_bytes()).hexdigest()
         self.dtype = record_dtype(self.info.groups)
         self.paths = [self.folder / "shards" / s.file for s in self.info.shards]
-        labels, tables, checksums, shard_of, offset_of = [], [], [], [], []
+        labels: list[np.ndarray] = []
+        tables: list[np.ndarray] = []
+        checksums: list[np.ndarray] = []
+        shard_of, offset_of = [], []
         for number, (path, shard) in enumerate(zip(self.paths, self.info.shards, strict=True)):
-            with self._open(path) as f:
-                data = f["patches"]
-                if len(data) != shard.patches or data.dtype.itemsize != self.info.record_bytes:
-                    raise StoreError(
-                        f"{path}: {len(data)} patches of {data.dtype.itemsize} bytes, store.json says "
-                        f"{shard.patches} of {self.info.record_bytes}; ingest again into an empty folder"
-                    )
-                first = data.id.get_offset() or 0  # None only for a shard without patches
-                labels.append(f["labels"][:])
-                tables.append(f["table"][:])
-                checksums.append(f["checksums"][:])
+            first, parts = self._look(path, shard)
+            for column, part in zip((labels, tables, checksums), parts, strict=True):
+                column.append(part)
             shard_of.append(np.full(shard.patches, number, np.int32))
             offset_of.append(first + np.arange(shard.patches, dtype=np.int64) * self.info.record_bytes)
         if not self.info.patches:
@@ -51,14 +46,24 @@ class Store:
         self.offset_of = np.concatenate(offset_of)
         self._tables = tables
 
-    @staticmethod
-    def _open(path: Path) -> h5py.File:
+    def _look(self, path: Path, shard: ShardInfo) -> tuple[int, tuple[np.ndarray, ...]]:
+        """The byte where a shard's records begin, and its labels, table and checksums."""
         try:
-            return h5py.File(path, "r")
-        except OSError as e:
+            with h5py.File(path, "r") as f:
+                data = f["patches"]
+                found = len(data), data.dtype.itemsize
+                first = data.id.get_offset() or 0  # None only for a shard without patches
+                parts = tuple(f[name][:] for name in ("labels", "table", "checksums"))
+        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:  # h5py has no error of its own
             raise StoreError(
-                f"{path}: cannot be opened ({e}); `jeoparda store verify` says what else is damaged"
+                f"{path}: cannot be read ({e}); delete it and ingest again, which makes this shard only"
             ) from e
+        if found != (shard.patches, self.info.record_bytes):
+            raise StoreError(
+                f"{path}: {found[0]} patches of {found[1]} bytes, store.json says "
+                f"{shard.patches} of {self.info.record_bytes}; ingest again into an empty folder"
+            )
+        return first, parts
 
     def __len__(self) -> int:
         return self.info.patches

@@ -46,15 +46,15 @@ def write_shard(
     classes: int,
     patches: Iterable[tuple[PatchRecord, dict[str, np.ndarray], list[int]] | tuple[str, str]],
 ) -> Shard:
-    """Write one shard, or take the finished one that is there.
+    """Write one shard, or take the finished one that is there, if no patch of it was rejected.
 
     `patches` yields, in order, (record, {group name: (band, row, col) uint16}, class numbers), or (id, reason) for
     a patch that is rejected; it is not touched when the shard is there. `plan`: a digest of what the shard is made
     from; a shard of another plan under the same name is a StoreError, never overwritten.
     """
     path = shard_path(store, number)
-    if path.exists():
-        return _finished(path, number, plan)
+    if path.exists() and not (found := _finished(path, number, plan)).summary["rejected"]:
+        return found  # one with rejected patches is made again: the archive may have been mended
     dtype = record_dtype(groups)
     records, rows, labels, rejected = [], [], [], []
     for patch in patches:
@@ -149,6 +149,8 @@ def finalise(
         recipe=recipe,
         jeoparda=version,
     )
+    for draft in (store / "shards").glob(".*.part"):  # of writers that were killed
+        draft.unlink(missing_ok=True)
     with whole(store / "store.json") as draft:
         draft.write_text(info.dumps())
     return info
