@@ -15,7 +15,7 @@ from jeoparda import __version__
 from jeoparda.config import load, template
 from jeoparda.errors import JeopardaError, Stopped
 from jeoparda.launch import command as launch_command
-from jeoparda.signals import EXIT_RESUMABLE
+from jeoparda.signals import EXIT_RESUMABLE, ignore_late
 
 # stage -> (module, recipe type, does it take ranks, what it does)
 STAGES: dict[str, tuple[str, str, bool, str]] = {
@@ -75,7 +75,10 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
     @click.argument("recipe", type=click.Path(dir_okay=False))
     @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
     def command(recipe: str, words: tuple[str, ...]) -> None:
-        call(name, recipe, words)
+        try:
+            call(name, recipe, words)
+        finally:
+            ignore_late()
 
     return command
 
@@ -135,10 +138,11 @@ main.add_command(launch_command.make(STAGES, call), "submit")
 
 @main.command()
 @click.argument("folder", type=click.Path(), default="demo")
-@click.option("--patches", default=600, show_default=True, help="patches of the synthetic archive")
+@click.option("--patches", default=1200, show_default=True, help="patches of the synthetic archive")
+@click.option("--epochs", default=6, show_default=True, help="passes over them")
 @click.option("--ranks", default=2, show_default=True, help="Horovod ranks to train with")
-def demo(folder: str, patches: int, ranks: int) -> None:
+def demo(folder: str, patches: int, epochs: int, ranks: int) -> None:
     """The whole chain, small, on this machine."""
     from jeoparda.demo import run
 
-    run(Path(folder), patches, ranks)
+    run(Path(folder), patches, epochs, ranks)

@@ -6,12 +6,21 @@ from types import FrameType
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+STOPPING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # what Slurm sends before a time limit and at preemption
+
+
+def ignore_late() -> None:
+    """To call when a stage has ended: a signal that comes now must not turn its end into a failure."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
-    """True in `asked` once USR1, USR2 or TERM has come. Slurm sends these before a time limit and at preemption."""
+    """`asked` is the signal's name once one has come, "" before."""
 
     def __init__(self) -> None:
         self.asked = ""
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

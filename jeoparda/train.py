@@ -8,7 +8,7 @@ that is started again in its folder goes on at the next sample.
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +23,12 @@ from jeoparda.comm import Backend, Comm, device_of, synchronise_norm
 from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
 from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped
 from jeoparda.evaluate import infer
-from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.feed import Batch, Feed, FeedRecipe, Plan
 from jeoparda.journal import Journal, provenance, read
 from jeoparda.metrics import multilabel
 from jeoparda.models import ModelRecipe, build
 from jeoparda.order import Order, key, permute
+from jeoparda.progress import track
 from jeoparda.schedule import ScheduleRecipe
 from jeoparda.signals import StopRequest
 from jeoparda.store import Store
@@ -162,7 +163,10 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
     dtype = DTYPES[r.precision]
     running = torch.zeros((), dtype=torch.float64, device=t.device)  # so that it does not matter how often it is read
     images, started = 0, time.perf_counter()
-    for batch in t.feed:
+    batches: Iterable[Batch] = t.feed
+    if t.comm.rank == 0:
+        batches = track(t.feed, f"epoch {loop.epoch + 1}/{r.epochs}", "steps", t.steps - loop.step)
+    for batch in batches:
         done = loop.epoch * t.steps + loop.step
         for group in t.optimizer.param_groups:
             group["lr"] = r.optimizer.lr * schedule.factor(r.schedule, done, r.epochs * t.steps)
@@ -188,6 +192,7 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
                 with _clock(spent, "checkpoint"):
                     _save(t)
             if asked:
+                t.comm.barrier()  # a launcher that sees another rank leave may end rank 0 while it writes
                 raise Stopped(f"{r.run}: stopped by {asked} in epoch {loop.epoch + 1}, step {loop.step}; saved")
     return images, time.perf_counter() - started
 

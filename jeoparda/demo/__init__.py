@@ -20,10 +20,9 @@ from jeoparda.launch.local import Launcher, launcher
 
 DATA = Path(__file__).parent / "data"
 SCENE = DATA / "s2-l1c-brandenburg" / "IMG_DATA"
-EPOCHS, BATCH = 6, 32
 
 
-def recipes(folder: Path, patches: int) -> dict[str, tuple[str, str, dict[str, Any]]]:
+def recipes(folder: Path, patches: int, epochs: int) -> dict[str, tuple[str, str, dict[str, Any]]]:
     """step -> (stage, what it shows, recipe), in order."""
     store, run = folder / "synthetic-store", folder / "run"
     return {
@@ -45,7 +44,7 @@ def recipes(folder: Path, patches: int) -> dict[str, tuple[str, str, dict[str, A
         "train": (
             "train",
             "a ResNet-18 for 12 bands and 43 classes",
-            {"store": store, "run": run, "epochs": EPOCHS, "batch": BATCH},
+            {"store": store, "run": run, "epochs": epochs, "batch": 32, "optimizer": {"lr": 0.0015}},
         ),
         "evaluate": ("evaluate", "figures per class on patches that were held back", {"run": run, "store": store}),
         "predict": (
@@ -61,7 +60,7 @@ def recipes(folder: Path, patches: int) -> dict[str, tuple[str, str, dict[str, A
     }
 
 
-def run(folder: Path, patches: int, ranks: int) -> None:
+def run(folder: Path, patches: int, epochs: int, ranks: int) -> None:
     """Run every step, print where everything is. JeopardaError names the step and command that failed."""
     started = time.perf_counter()
     ways = launcher(ranks)
@@ -69,7 +68,7 @@ def run(folder: Path, patches: int, ranks: int) -> None:
         print(f"demo: one rank instead of {ranks}: {ways.reason}", flush=True)
     one = Launcher(1, (), {})
     (folder / "recipes").mkdir(parents=True, exist_ok=True)
-    steps = recipes(folder, patches)
+    steps = recipes(folder, patches, epochs)
     for number, (name, (stage, shows, recipe)) in enumerate(steps.items(), start=1):
         path = folder / "recipes" / f"{name}.yaml"
         path.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False))

@@ -92,6 +92,13 @@ def run(r: IngestRecipe, say: Callable[[str], None] = print) -> StoreInfo:
     )
     splits = ", ".join(f"{k} {v}" for k, v in info.splits.items())
     say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {len(info.rejected)} rejected")
+    if r.split.by == "block":
+        for split, share in (("val", r.split.val), ("test", r.split.test)):
+            if share > 0 and not info.splits[split]:
+                say(
+                    f"{r.store}: no block fell into {split}: too few blocks of {r.split.block_m:g} m for a share of "
+                    f"{share:g}; take a smaller split.block_m, larger shares, or another split.seed"
+                )
     for reason, n in left_out.items():
         say(f"{r.store}: {n} patches left out: {reason}")
     return info

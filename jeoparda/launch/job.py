@@ -12,8 +12,8 @@ from typing import Any
 
 from jeoparda.errors import JeopardaError, Stopped
 from jeoparda.launch.script import stop_mark
+from jeoparda.signals import STOPPING, ignore_late
 
-_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 _AGAIN_S = 1.0  # when a signal that came too early is sent again
 
 
@@ -41,8 +41,7 @@ class StageJob:
             print(f"jeoparda: {e}", file=sys.stderr, flush=True)
             sys.exit(1)
         finally:
-            for number in _SIGNALS:  # Python, as it ends, gives them back their default, which is to kill
-                signal.signal(number, signal.SIG_IGN)
+            ignore_late()
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """For a signal between submitit's start and ours: the same job again."""
@@ -76,5 +75,5 @@ def _listen(later: bool) -> None:
         timer.daemon = True
         timer.start()
 
-    for number in _SIGNALS:
+    for number in STOPPING:
         signal.signal(number, note)

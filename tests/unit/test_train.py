@@ -1,0 +1,326 @@
+"""Training in one process: it learns, it stops and goes on exactly, and it refuses what cannot be meant."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jeoparda import checkpoint, evaluate, journal, losses, train
+from jeoparda.comm import Single
+from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped, StoreError
+from jeoparda.evaluate import EvaluateRecipe
+from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.ingest import IngestRecipe, SplitRecipe
+from jeoparda.ingest import run as ingest
+from jeoparda.models import ModelRecipe, build
+from jeoparda.order import Order
+from jeoparda.schedule import ScheduleRecipe, factor
+from jeoparda.signals import StopRequest
+from jeoparda.store import Store
+from jeoparda.train import CheckpointRecipe, OptimizerRecipe, TrainRecipe
+from tests.archive import make_archive
+
+pytestmark = pytest.mark.usefixtures("keep_signals")
+
+
+def recipe(store: Path, run: Path, **more) -> TrainRecipe:
+    small = {
+        "model": ModelRecipe(width=16, dropout=0.2),
+        "epochs": 2,
+        "batch": 5,
+        "feed": FeedRecipe(kind="plain"),
+        "optimizer": OptimizerRecipe(kind="adamw", lr=3e-3),
+    }
+    return TrainRecipe(store=store, run=run, **small | more)
+
+
+def epochs(run: Path) -> list[dict]:
+    """The epochs' figures without times."""
+    found = [e for e in journal.read(run / "journal.jsonl") if e["event"] == "epoch"]
+    return [{k: e[k] for k in ("epoch", "step", "loss", "lr", "val")} for e in found]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_store, tmp_path_factory) -> Path:
+    before = signal.getsignal(signal.SIGTERM)
+    run = train.run(recipe(tiny_store, tmp_path_factory.mktemp("train") / "run"), Single())
+    signal.signal(signal.SIGTERM, before)
+    return run
+
+
+def stop_at(monkeypatch, *calls: int) -> None:
+    """Send this process a SIGTERM while it computes the given losses of training (counted from 1, in one epoch or
+    over several; those of validation are not counted)."""
+    seen = [0]
+    original = losses.multilabel
+
+    def counting(logits, labels):
+        seen[0] += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and seen[0] in calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(logits, labels)
+
+    monkeypatch.setattr(losses, "multilabel", counting)
+
+
+def test_a_run_leaves_what_is_promised(undisturbed, tiny_store):
+    store = Store(tiny_store)
+    events = journal.read(undisturbed / "journal.jsonl")
+    assert [e["event"] for e in events] == ["start", "epoch", "epoch", "stop"]
+    start = events[0]
+    assert start["train_patches"] == len(store.split("train")) and start["val_patches"] == len(store.split("val"))
+    assert (start["ranks"], start["backend"], start["feed"], start["model"]) == (1, "single", "plain", "resnet18")
+    assert start["classes"] == list(store.info.classes) and start["bands"] == list(store.info.bands)
+    assert start["recipe"]["batch"] == 5 and start["store_digest"] == store.digest
+    for e in events[1:3]:
+        assert set(e["val"]) == {"loss", "micro_f1", "macro_f1", "micro_recall", "macro_recall", "map"}
+        assert e["images_per_s"] > 0 and len(e["images_per_s_per_rank"]) == len(e["wait_s"]) == 1
+        assert sum(e["split_s"].values()) <= e["seconds"] * 1.01
+    assert (undisturbed / "recipe.yaml").read_text().startswith("store:")
+    assert {p.name for p in (undisturbed / "checkpoints").glob("*.pt")} >= {"best.pt"}
+
+
+def test_best_is_the_epoch_of_the_best_f1(undisturbed):
+    f1 = [e["val"]["micro_f1"] for e in epochs(undisturbed)]
+    best = checkpoint.load(undisturbed / "checkpoints" / "best.pt")
+    assert best["loop"]["best_f1"] == max(f1) and best["loop"]["epoch"] == f1.index(max(f1)) + 1
+
+
+@pytest.mark.parametrize("at", [1, 5, 7])
+def test_stopped_and_started_again_it_ends_exactly_as_undisturbed(
+    undisturbed, tiny_store, tmp_path, monkeypatch, apart, at
+):
+    r = recipe(tiny_store, tmp_path / "run")
+    with monkeypatch.context() as m:
+        stop_at(m, at)
+        with pytest.raises(Stopped, match=r"stopped by SIGTERM in epoch \d, step \d; saved"):
+            train.run(r, Single())
+    assert epochs(r.run) != epochs(undisturbed)
+    torch.manual_seed(12345)  # what another process would find
+    train.run(r, Single())
+    assert apart(r.run, undisturbed) == 0
+    assert epochs(r.run) == epochs(undisturbed)
+    states = [checkpoint.newest(run)[1]["optimizer"]["state"] for run in (r.run, undisturbed)]
+    assert all(torch.equal(states[0][i]["exp_avg_sq"], states[1][i]["exp_avg_sq"]) for i in states[0])
+
+
+def test_stopped_twice_in_one_epoch(undisturbed, tiny_store, tmp_path, monkeypatch, apart):
+    r = recipe(tiny_store, tmp_path / "run")
+    for at in (6, 1):
+        with monkeypatch.context() as m:
+            stop_at(m, at)
+            with pytest.raises(Stopped):
+                train.run(r, Single())
+    train.run(r, Single())
+    assert apart(r.run, undisturbed) == 0 and epochs(r.run) == epochs(undisturbed)
+
+
+def test_a_crash_between_two_checkpoints_repeats_only_what_is_lost(
+    undisturbed, tiny_store, tmp_path, monkeypatch, apart
+):
+    r = recipe(tiny_store, tmp_path / "run", checkpoint=CheckpointRecipe(every_steps=2))
+    calls = [0]
+    original = losses.multilabel
+
+    def crash(logits, labels):
+        calls[0] += torch.is_grad_enabled()
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return original(logits, labels)
+
+    with monkeypatch.context() as m:
+        m.setattr(losses, "multilabel", crash)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(r, Single())
+    assert checkpoint.newest(r.run)[0].name == "00000002.pt"
+    train.run(r, Single())
+    assert apart(r.run, undisturbed) == 0
+    assert [e["event"] for e in journal.read(r.run / "journal.jsonl")] == ["start", "resume", "epoch", "epoch", "stop"]
+    for e, whole in zip(epochs(r.run), epochs(undisturbed), strict=True):
+        assert e["val"] == whole["val"] and e["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+
+
+def test_a_crash_before_the_best_is_marked_does_not_lose_it(undisturbed, tiny_store, tmp_path, monkeypatch):
+    """The last epoch may be the best: a run that is started again must not pass over it."""
+    best = epochs(undisturbed).index(max(epochs(undisturbed), key=lambda e: e["val"]["micro_f1"])) + 1
+    r = recipe(tiny_store, tmp_path / "run")
+    original = checkpoint.mark_best
+
+    def crash(path):
+        if path == checkpoint.path_of(r.run, best * epochs(undisturbed)[0]["step"]):
+            raise KeyboardInterrupt
+        original(path)
+
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "mark_best", crash)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(r, Single())
+    train.run(r, Single())
+    found = checkpoint.load(r.run / "checkpoints" / "best.pt")
+    assert found["loop"]["epoch"] == best
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(undisturbed, tiny_store, tmp_path, capsys, apart):
+    r = recipe(tiny_store, tmp_path / "run")
+    train.run(r, Single())
+    last, _ = checkpoint.newest(r.run)
+    last.write_bytes(last.read_bytes()[:-7])
+    train.run(r, Single())
+    assert "the one before" in capsys.readouterr().err
+    assert apart(r.run, undisturbed) == 0 and epochs(r.run) == epochs(undisturbed)
+
+
+def test_a_finished_run_started_again_trains_no_more(undisturbed, tiny_store, apart, tmp_path):
+    copy = shutil.copytree(undisturbed, tmp_path / "run", symlinks=True)
+    train.run(recipe(tiny_store, copy), Single())
+    assert apart(copy, undisturbed) == 0 and epochs(copy) == epochs(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch": 6}, "batch: was 5, now 6"),
+        ({"optimizer": OptimizerRecipe(kind="adamw", lr=0.1)}, "optimizer.lr: was 0.003, now 0.1"),
+        ({"seed": 1}, "seed: was 0, now 1"),
+        ({"epochs": 4}, "epochs: was 2, now 4"),
+        ({"model": ModelRecipe(width=32, dropout=0.2)}, "model.width: was 16, now 32"),
+        ({"feed": FeedRecipe(kind="plain", flips=False)}, "feed.flips: was True, now False"),
+        ({"control": "shuffled-labels"}, "control: was none, now shuffled-labels"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(undisturbed, tiny_store, change, told):
+    before = (undisturbed / "journal.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="holds another run; give another `run` folder") as caught:
+        train.run(recipe(tiny_store, undisturbed, **change), Single())
+    assert str(caught.value).endswith(f"Changed: {told}")
+    assert (undisturbed / "journal.jsonl").read_bytes() == before
+
+
+def test_another_store_is_refused(undisturbed, tiny_archive, tmp_path):
+    split = SplitRecipe(block_m=1200, val=0.25, test=0.3)
+    ingest(IngestRecipe(archive=tiny_archive, store=tmp_path / "s", split=split, workers=1), lambda _: None)
+    with pytest.raises(CheckpointError, match="Changed: the store's content"):
+        train.run(recipe(tmp_path / "s", undisturbed), Single())
+
+
+def test_where_and_how_fast_may_change(undisturbed, tiny_store, tmp_path):
+    moved = shutil.copytree(undisturbed, tmp_path / "elsewhere", symlinks=True)
+    more = {"feed": FeedRecipe(kind="plain", threads=1, ahead=4), "checkpoint": CheckpointRecipe(keep=5)}
+    train.run(recipe(tiny_store, moved, **more), Single())
+
+
+def test_a_loss_that_is_not_finite_stops_in_words(tiny_store, tmp_path):
+    r = recipe(tiny_store, tmp_path / "run", optimizer=OptimizerRecipe(kind="sgd", lr=1e30), epochs=1)
+    with pytest.raises(
+        JeopardaError, match=r"the loss is not finite in epoch 1 by step \d; take a smaller optimizer.lr"
+    ):
+        train.run(r, Single())
+    assert checkpoint.newest(r.run) is None  # nothing broken is kept
+
+
+def test_what_cannot_work_is_refused_before_work(tiny_store, tmp_path):
+    class Two(Single):
+        size = 2
+
+    with pytest.raises(RecipeError, match="batch = 1 over 2 ranks leaves some without a patch"):
+        train.run(recipe(tiny_store, tmp_path / "run", batch=1), Two())
+    with pytest.raises(StoreError, match="no store"):
+        train.run(recipe(tmp_path / "none", tmp_path / "run"), Single())
+    assert not (tmp_path / "run").exists()
+
+
+def test_shuffled_labels_are_the_same_labels_on_other_patches(tiny_store):
+    store = Store(tiny_store)
+    numbers = store.split("train")
+    dealt = train._shuffled(store, numbers, 0)
+    assert dealt[numbers].sum(0).tolist() == store.labels[numbers].sum(0).tolist()
+    assert sorted(map(bytes, dealt[numbers])) == sorted(map(bytes, store.labels[numbers]))  # whole rows, not cells
+    assert (dealt[numbers] != store.labels[numbers]).any(1).mean() > 0.4
+    rest = np.setdiff1d(store.split("all"), numbers)
+    np.testing.assert_array_equal(dealt[rest], store.labels[rest])
+
+
+def test_it_learns_and_not_from_shuffled_labels(tmp_path):
+    store = tmp_path / "store"
+    split = SplitRecipe(block_m=1200, val=0.2, test=0)
+    archive = make_archive(tmp_path / "archive", 140)
+    ingest(IngestRecipe(archive=archive, store=store, split=split, workers=1), lambda _: None)
+    last = {}
+    for control in ("none", "shuffled-labels"):
+        r = recipe(store, tmp_path / control, control=control, epochs=4, batch=8, model=ModelRecipe(width=16))
+        train.run(r, Single())
+        assert epochs(r.run)[-1]["loss"] < epochs(r.run)[0]["loss"]
+        last[control] = epochs(r.run)[-1]["val"]["micro_f1"]
+    assert last["none"] > 0.8 and last["shuffled-labels"] < 0.5, last  # over seeds: 0.92 to 0.99, and 0 to 0.3
+
+
+def test_the_learning_rate_follows_the_schedule(undisturbed):
+    found = epochs(undisturbed)
+    last = found[-1]["step"]
+    for e in found:
+        assert e["lr"] == pytest.approx(3e-3 * factor(ScheduleRecipe(), e["step"] - 1, last))
+
+
+def test_one_step_is_the_reference_step(tiny_store, tmp_path):
+    """One step of SGD on the first batch, written out by hand in float64."""
+    sgd = OptimizerRecipe(kind="sgd", lr=0.1, weight_decay=0.01)
+    more = {"optimizer": sgd, "schedule": ScheduleRecipe(kind="constant", warmup=0), "model": ModelRecipe(width=16)}
+    r = recipe(tiny_store, tmp_path / "run", epochs=1, batch=1000, precision="float64", **more)
+    train.run(r, Single())
+    store = Store(tiny_store)
+    numbers = store.split("train")
+    feed = Feed(
+        store, Plan(Order(len(numbers), 1000, 0), numbers, 0, 1), r.feed, True, store.labels, store.statistics()
+    )
+    (batch,) = list(feed)
+    torch.manual_seed(0)
+    model = build(r.model, 12, 43).double().train()
+    start = {k: v.clone() for k, v in model.named_parameters()}
+    p = model(batch["image"].double()).sigmoid()
+    y = batch["labels"].double()
+    loss = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    loss.backward()
+    found = checkpoint.newest(r.run)[1]["model"]
+    for name, q in model.named_parameters():
+        decay = 0.01 if q.ndim > 1 else 0.0  # not on norms and biases
+        torch.testing.assert_close(
+            found[name], start[name] - 0.1 * (q.grad + decay * start[name]), atol=1e-9, rtol=1e-9
+        )
+    assert epochs(r.run)[0]["loss"] == pytest.approx(loss.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_set_a_flag_and_nothing_more(number):
+    stop = StopRequest()
+    assert stop.asked == ""
+    os.kill(os.getpid(), number)
+    assert stop.asked == number.name
+
+
+# ---- evaluation
+
+
+def test_evaluation_repeats_the_validation_of_the_best_epoch(undisturbed, tiny_store):
+    best = max(epochs(undisturbed), key=lambda e: e["val"]["micro_f1"])["val"]
+    feed = FeedRecipe(kind="plain")
+    found = evaluate.run(EvaluateRecipe(run=undisturbed, store=tiny_store, split="val", batch=3, feed=feed), Single())
+    assert found["micro"]["f1"] == best["micro_f1"] and found["macro"]["recall"] == best["macro_recall"]
+    assert found["map"] == pytest.approx(best["map"], abs=1e-6)
+    assert found["loss"] == pytest.approx(best["loss"], rel=1e-5)
+    assert found["patches"] == len(Store(tiny_store).split("val"))
+    assert sum(c["support"] for c in found["classes"]) == Store(tiny_store).labels[Store(tiny_store).split("val")].sum()
+
+
+def test_evaluation_refuses_a_store_that_does_not_fit(undisturbed, tiny_archive, tmp_path):
+    ingest(
+        IngestRecipe(archive=tiny_archive, store=tmp_path / "s", nomenclature="bigearthnet-19", workers=1),
+        lambda _: None,
+    )
+    with pytest.raises(CheckpointError, match="its classes are"):
+        evaluate.run(EvaluateRecipe(run=undisturbed, store=tmp_path / "s", split="all"), Single())
+    with pytest.raises(CheckpointError, match=r"best\.pt: no such checkpoint"):
+        evaluate.run(EvaluateRecipe(run=tmp_path, store=tmp_path / "s"), Single())
