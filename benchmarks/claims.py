@@ -91,7 +91,7 @@ def main(prefix: str, write: bool) -> None:
         click.echo(f"{claim['name']}: {verdict.word} ({verdict.detail}): {claim['claim']}")
         if write and verdict.value is not None:
             claim |= {
-                "value": round(verdict.value, 4),
+                "value": float(f"{verdict.value:.4g}"),
                 "date": date.today(),
                 "machine": machine(),
                 "versions": versions(),

@@ -74,7 +74,7 @@ def run(folder: Path, patches: int, epochs: int, ranks: int) -> None:
         path.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False))
         how = ways if stage in ("train", "evaluate") else one
         print(f"\n[{number}/{len(steps)}] {shows}", flush=True)
-        _run(name, how, ["jeoparda", stage, str(path)])
+        _run(name, how, [stage, str(path)])
     _goodbye(folder, time.perf_counter() - started, ways)
 
 
@@ -86,9 +86,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _run(name: str, how: Launcher, command: list[str]) -> None:
-    print(f"$ {shlex.join([*how.prefix, *command])}", flush=True)
-    program = [*how.prefix, sys.executable, "-m", *command]
+def _spoken(how: Launcher) -> str:
+    """How a user would begin a command: launcher and program, as they are found from here."""
+    installed = Path(sys.executable).with_name("jeoparda")
+    program = "jeoparda" if shutil.which("jeoparda") or not installed.exists() else os.path.relpath(installed)
+    return shlex.join([*(f"{k}={v}" for k, v in how.env.items()), *how.prefix, program])
+
+
+def _run(name: str, how: Launcher, words: list[str]) -> None:
+    print(f"$ {_spoken(how)} {shlex.join(words)}", flush=True)
+    program = [*how.prefix, sys.executable, "-m", "jeoparda", *words]
     if how.prefix and (
         found := shutil.which(how.prefix[0], path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     ):
@@ -103,7 +110,7 @@ def _run(name: str, how: Launcher, command: list[str]) -> None:
 
 def _goodbye(folder: Path, seconds: float, ways: Launcher) -> None:
     report = (folder / "run" / "report.html").resolve()
-    again = shlex.join([*ways.prefix, "jeoparda"])
+    one, many = _spoken(Launcher(1, (), {})), _spoken(ways)
     print(
         f"""
 Done in {seconds / 60:.1f} minutes. Where everything is:
@@ -114,12 +121,12 @@ Done in {seconds / 60:.1f} minutes. Where everything is:
   {folder}/recipes/         the recipe of every step
 
 What to try next:
-  jeoparda store info {folder}/real-store           what a store holds, and why a patch was rejected
-  jeoparda store verify {folder}/real-store         every byte against its checksum
-  jeoparda recipe train                       every key of a training recipe
-  {again} train {folder}/recipes/train.yaml run={folder}/run-2 epochs=12 model.name=resnet34
-  jeoparda submit --dry-run train {folder}/recipes/train.yaml     the same as a Slurm job
-  jeoparda ingest MINE.yaml                   your own archive: README, "The first own archive"
+  {one} store info {folder}/real-store        what a store holds, and why a patch was rejected
+  {one} store verify {folder}/real-store      every byte against its checksum
+  {one} recipe train                    every key of a training recipe
+  {many} train {folder}/recipes/train.yaml run={folder}/run-2 model.name=resnet34
+  {one} submit --dry-run train {folder}/recipes/train.yaml      the same as a Slurm job
+  Your own archive: README, "The first own archive"
 """,
         flush=True,
     )

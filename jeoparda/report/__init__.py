@@ -36,6 +36,7 @@ def run(r: ReportRecipe) -> dict[str, Any]:
     page = render(content, r.title or content.training.name).encode()
     path = r.out or r.run / "report.html"
     _write(path, page)
+    print(f"{path}: {len(page) / 1e6:.1f} MB, opens in any browser")
     return {"path": path, "bytes": len(page)}
 
 
