@@ -176,36 +176,36 @@ class _SyncNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps, total, name):  # type: ignore[no-untyped-def]
         # x: (batch, channel, row, col). One message of 2 * channel + 1 numbers, in float64: the variance is a
         # difference of two large sums.
-        sums = torch.cat(
-            [
-                x.sum((0, 2, 3), dtype=torch.float64),
-                (x * x).sum((0, 2, 3), dtype=torch.float64),
-                x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64),
-            ]
-        )
-        sums = total(sums, f"{name}.forward")
         channels = x.shape[1]
-        count = sums[-1]
-        mean64 = sums[:channels] / count
-        var64 = (sums[channels:-1] / count - mean64 * mean64).clamp_min(0)
-        mean, invstd = mean64.to(x.dtype), (var64 + eps).rsqrt().to(x.dtype)
-        normal = (x - mean[:, None, None]) * invstd[:, None, None]
-        ctx.save_for_backward(normal, weight, invstd)
-        ctx.total, ctx.name, ctx.count = total, name, float(count)
+        count_here = x.numel() // channels
+        mean, var = (m.double() for m in torch.batch_norm_update_stats(x, None, None, 0.0))
+        here = torch.cat([mean, var + mean * mean, mean.new_ones(1)]) * count_here
+        *sums, count = total(here, f"{name}.forward").split([channels, channels, 1])
+        mean64 = sums[0] / count
+        var64 = (sums[1] / count - mean64 * mean64).clamp_min(0)
         unbiased = var64 * (count / (count - 1).clamp_min(1))
+        mean, var = mean64.to(x.dtype), var64.to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.total, ctx.name, ctx.count = eps, total, name, float(count)
         ctx.mark_non_differentiable(mean64, unbiased)
-        return normal * weight[:, None, None] + bias[:, None, None], mean64, unbiased
+        return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean64, unbiased
 
     @staticmethod
     def backward(ctx, dy, _mean, _var):  # type: ignore[no-untyped-def]
-        normal, weight, invstd = ctx.saved_tensors
-        local = torch.cat([dy.sum((0, 2, 3), dtype=torch.float64), (dy * normal).sum((0, 2, 3), dtype=torch.float64)])
+        x, weight, mean, var = ctx.saved_tensors
+        # with fixed statistics the parameters' gradients are the sums of dy and of dy times the normalised input
+        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+        )
         # the input's gradient needs the global sums; the parameters' are summed by the optimizer, like all others
-        both = (ctx.total(local, f"{ctx.name}.backward") / ctx.count).to(dy.dtype)
-        dbias, dweight = local.to(dy.dtype).chunk(2)
-        mean_dy, mean_dy_normal = both.chunk(2)
-        dx = dy - mean_dy[:, None, None] - normal * mean_dy_normal[:, None, None]
-        return dx * (weight * invstd)[:, None, None], dweight, dbias, None, None, None
+        both = ctx.total(torch.cat([dbias, dweight]).double(), f"{ctx.name}.backward") / ctx.count
+        mean_dy, mean_dy_normal = both.to(dy.dtype).chunk(2)
+        invstd = (var + ctx.eps).rsqrt()
+        scale = weight * invstd
+        slope = -scale * invstd * mean_dy_normal
+        # scale * (dy - mean_dy - normal * mean_dy_normal), gathered as a factor a channel of dy, one of x, and a rest
+        dx = (dy * scale[:, None, None]).addcmul_(x, slope[:, None, None])
+        return dx.sub_((scale * mean_dy + slope * mean)[:, None, None]), dweight, dbias, None, None, None
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -124,6 +124,10 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
     Raises Stopped after a signal, when the checkpoint is written; CheckpointError when the folder holds another run.
     """
     t = _prepare(r, comm)
+    if t.loop.epoch >= r.epochs:
+        if comm.rank == 0:
+            print(f"{r.run}: finished already, {r.epochs} epochs")
+        return r.run
     journal = Journal(r.run / "journal.jsonl") if comm.rank == 0 else None
     if journal:
         r.run.mkdir(parents=True, exist_ok=True)
@@ -178,7 +182,9 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
             first, last = order.bounds(loop.step)
             loss = losses.multilabel(t.model(image), labels) / (last - first)
             (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
-        with _clock(spent, "communication"):  # what the backward pass did not hide, and waiting for the slowest
+        with _clock(
+            spent, "communication" if t.comm.size > 1 else "compute"
+        ):  # what the backward pass did not hide, and waiting for the slowest
             t.optimizer.step()
         running += loss.detach()
         images += len(image)
@@ -220,7 +226,8 @@ def _prepare(r: TrainRecipe, comm: Comm) -> Training:
         labels = _shuffled(store, numbers, r.seed) if r.control != "none" and split == "train" else store.labels
         plan = Plan(order, numbers, comm.rank, comm.size)
         feeds[split] = Feed(store, plan, r.feed, split == "train", labels, store.statistics())
-    if r.batch < comm.size or feeds["train"].plan.order.count < comm.size:
+    order = feeds["train"].plan.order
+    if order.count // order.steps < comm.size:  # the smallest step
         raise RecipeError(
             f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks"
         )

@@ -193,7 +193,7 @@ def _training(run: Path) -> Training:
                 f"Line {entry.get('line', '?')} of journal.jsonl was cut short, as after a crash "
                 f"({entry.get('bytes', '?')} bytes); what it said is not on this page."
             )
-    if entries and entries[-1]["event"] == "stop":
+    if entries and entries[-1]["event"] == "stop" and entries[-1].get("reason") != "finished":
         reason = entries[-1].get("reason")
         notes.append(f"Training stopped early{f' ({reason})' if reason else ''}; the same command goes on with it.")
     recipe = run / "recipe.yaml"

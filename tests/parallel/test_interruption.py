@@ -1,14 +1,17 @@
 """Ranks that are killed or told to stop: nothing hangs, nothing is lost, and the end is the same."""
 
 import os
+import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from jeoparda.journal import read
 from tests.conftest import JEOPARDA, Job, Ranks
 
 MPI = pytest.mark.needs("mpirun", "horovod-mpi")
@@ -136,3 +139,30 @@ def test_ranks_that_do_not_find_each_other_are_refused(cli, tiny_store, tmp_path
     assert done.returncode == 1
     assert "srun started 4 ranks, but Horovod sees 1" in done.stderr and "try --mpi=pmix" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@MPI
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(4))
+def test_chaos(ranks: Ranks, undisturbed, tiny_store, tmp_path, apart, seed):
+    """Killed or told to stop at any moment, again and again, on ever other numbers of ranks: the end is the same."""
+    path, run, rng = recipe(tmp_path, tiny_store), tmp_path / "run", random.Random(seed)
+    ended = []
+    while not ((run / "journal.jsonl").exists() and finished(run)):
+        assert len(ended) < 60, ended
+        job = ranks.start(n := rng.choice([1, 2, 3]), "mpirun", "train", path)
+        wait = (
+            rng.uniform(3, 12) + 3 * len(ended) / 10
+        )  # start-up alone takes seconds; longer and longer, to end at all
+        try:
+            job.process.wait(wait)
+        except subprocess.TimeoutExpired:
+            for pid in rng.sample(pids := job.pids(), rng.randint(1, len(pids)) if pids else 0):
+                os.kill(pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
+        done = job.end(60)
+        ended.append((n, round(wait, 1), done.returncode))
+        assert "Traceback" not in done.stderr, done.stderr
+    print(seed, ended)
+    assert apart(run, undisturbed) < 1e-10
+    epochs = [e["epoch"] for e in read(run / "journal.jsonl") if e["event"] == "epoch"]
+    assert epochs == [1, 2, 3, 4]
