@@ -103,6 +103,7 @@ def test_the_map_lies_where_the_patches_lie(maps, run_folder, scene, tmp_path):
         assert f.xy(1, 2) == (WEST + 600 + 1200, NORTH - 600 - 600)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # a picture has no place
 def test_pictures_and_ledger(maps):
     out, line = maps
     for name in ("quicklook_png", "classmap_png"):
