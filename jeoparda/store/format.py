@@ -7,7 +7,8 @@ A shard has five datasets, all of length n (its number of patches), all plain HD
 
     patches    (n,) compound: one field a resolution group, each (band, row, col) uint16, e.g. '10m' (4, 120, 120).
                Contiguous, uncompressed, starting on a 4096-byte boundary (unless it is smaller than that); records
-               are padded to 4096 bytes where that costs at most 5 %. So patch i is the `record_bytes` at offset(patches) + i * record_bytes.
+               are padded to 4096 bytes where that costs at most 5 %. So patch i is the `record_bytes` at
+               offset(patches) + i * record_bytes.
     labels     (n, class) uint8, 1 where the patch carries the class
     table      (n,) compound: id, source, crs, transform, date, country, split, valid_fraction
     checksums  (n,) uint32: CRC-32 of each patch's record
