@@ -104,7 +104,7 @@ def bands_only() -> None:
 
 @main.command()
 def ranks() -> None:
-    """Largest difference of any weight between 1 rank x batch 64 and 2 ranks x batch 32, after 10 steps in float64."""
+    """Largest difference of any weight between 1 rank x batch 64 and 2 ranks x batch 32, after 12 steps in float64."""
     ways = launcher(2)
     if ways.reason:
         print(json.dumps({"cannot": ways.reason}))

@@ -20,6 +20,7 @@ LAUNCHES = [
     pytest.param("mpirun", 2, marks=pytest.mark.needs("mpirun", "horovod-mpi")),
     pytest.param("mpirun", 4, marks=pytest.mark.needs("mpirun", "horovod-mpi")),
     pytest.param("horovodrun", 2, marks=pytest.mark.needs("horovod-gloo")),
+    pytest.param("horovodrun", 4, marks=pytest.mark.needs("horovod-gloo")),
 ]
 MPI = pytest.mark.needs("mpirun", "horovod-mpi")
 
