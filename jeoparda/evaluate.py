@@ -15,6 +15,7 @@ from jeoparda.comm import Backend, Comm, device_of
 from jeoparda.config import REQUIRED, check, opt, recipe
 from jeoparda.errors import CheckpointError
 from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.files import whole
 from jeoparda.metrics import MultilabelScore, multilabel
 from jeoparda.models import ModelRecipe, build
 from jeoparda.nomenclature import nomenclature
@@ -117,7 +118,8 @@ def run(r: EvaluateRecipe, comm: Comm) -> dict[str, Any]:
     }
     if comm.rank == 0:
         result["samples"] = _samples(store, numbers, scores, threshold, r.samples)
-        (r.run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+        with whole(r.run / "evaluation.json") as draft:
+            draft.write_text(json.dumps(result, indent=1) + "\n")
         print(
             f"{r.run}: {len(numbers)} patches of {r.split}: micro F1 {result['micro']['f1']:.3f}, "
             f"macro F1 {result['macro']['f1']:.3f}, mAP {result['map']:.3f}; {r.run / 'evaluation.json'}"

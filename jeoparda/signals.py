@@ -4,8 +4,6 @@ import signal
 from types import FrameType
 
 EXIT_RESUMABLE = 75  # EX_TEMPFAIL of sysexits.h: try again later
-
-
 STOPPING = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # what Slurm sends before a time limit and at preemption
 
 

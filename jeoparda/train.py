@@ -24,6 +24,7 @@ from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
 from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped
 from jeoparda.evaluate import infer
 from jeoparda.feed import Batch, Feed, FeedRecipe, Plan
+from jeoparda.files import whole
 from jeoparda.journal import Journal, provenance, read
 from jeoparda.metrics import multilabel
 from jeoparda.models import ModelRecipe, build
@@ -130,8 +131,8 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
         return r.run
     journal = Journal(r.run / "journal.jsonl") if comm.rank == 0 else None
     if journal:
-        r.run.mkdir(parents=True, exist_ok=True)
-        (r.run / "recipe.yaml").write_text(dump(r))
+        with whole(r.run / "recipe.yaml") as draft:
+            draft.write_text(dump(r))
         journal.append("resume" if t.loop != Loop() else "start", **_describe(t))
         print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
     while t.loop.epoch < r.epochs:
@@ -182,9 +183,8 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
             first, last = order.bounds(loop.step)
             loss = losses.multilabel(t.model(image), labels) / (last - first)
             (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
-        with _clock(
-            spent, "communication" if t.comm.size > 1 else "compute"
-        ):  # what the backward pass did not hide, and waiting for the slowest
+        # with other ranks: what the backward pass did not hide of the exchange, and waiting for the slowest
+        with _clock(spent, "communication" if t.comm.size > 1 else "compute"):
             t.optimizer.step()
         running += loss.detach()
         images += len(image)
@@ -235,9 +235,8 @@ def _prepare(r: TrainRecipe, comm: Comm) -> Training:
     model = build(r.model, len(store.info.bands), len(store.info.classes))
     if r.norm == "synchronised":
         synchronise_norm(model, comm)
-    model.to(
-        device, DTYPES[r.precision]
-    )  # weights stay row-major: Horovod reduces nothing else; images come channels-last
+    # weights stay row-major: Horovod reduces nothing else; images come channels-last
+    model.to(device, DTYPES[r.precision])
     optimizer = comm.average_gradients(_optimizer(r.optimizer, model), model)
     t = Training(r, comm, store, model, optimizer, feeds["train"], feeds["val"], device, Loop(), stop)
     _resume(t)

@@ -4,6 +4,7 @@ Each step is a recipe written to FOLDER/recipes and the `jeoparda` command that 
 run again by hand. A second demo in the same folder goes on where the first one stopped.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -71,19 +72,11 @@ def run(folder: Path, patches: int, epochs: int, ranks: int) -> None:
     steps = recipes(folder, patches, epochs)
     for number, (name, (stage, shows, recipe)) in enumerate(steps.items(), start=1):
         path = folder / "recipes" / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(_plain(recipe), sort_keys=False))
+        path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe, default=str)), sort_keys=False))
         how = ways if stage in ("train", "evaluate") else one
         print(f"\n[{number}/{len(steps)}] {shows}", flush=True)
         _run(name, how, [stage, str(path)])
     _goodbye(folder, time.perf_counter() - started, ways)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def _spoken(how: Launcher) -> str:

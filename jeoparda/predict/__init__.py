@@ -69,13 +69,13 @@ def _check_names(scenes: list[Scene]) -> None:
 
 
 def _scene(r: PredictRecipe, trained: Trained, mapper: "_Mapper", scene: Scene) -> dict[str, Any]:
-    key = _key(r, trained, scene)
+    key = _key(r, mapper.weights, scene)
     if done := _finished(r.out, key):
         print(f"{scene.folder}: already mapped, {r.out / done['classes_tif']}", flush=True)
         return done
     grid = mapper.grid(scene)
     scores = mapper.scores(scene, grid)
-    line = _write(r, trained, scene, grid, scores) | {"key": key, "made": provenance()}
+    line = _write(r, trained, mapper.weights, scene, grid, scores) | {"key": key, "made": provenance()}
     Journal(r.out / "ledger.jsonl").append("map", **line)
     for warning in line["warnings"]:
         print(f"{scene.folder}: warning: {warning}", flush=True)
@@ -86,11 +86,11 @@ def _scene(r: PredictRecipe, trained: Trained, mapper: "_Mapper", scene: Scene) 
 # ---- what is done already
 
 
-def _key(r: PredictRecipe, trained: Trained, scene: Scene) -> str:
+def _key(r: PredictRecipe, weights: str, scene: Scene) -> str:
     """A digest of all that decides a map: the bands' content, the weights, the settings."""
     parts = {
         "bands": {band: sha256(Path(info.path)) for band, info in sorted(scene.files.items())},
-        "weights": sha256(trained.path),
+        "weights": weights,
         "settings": [r.stride_px, r.min_valid],
         "scene": scene.name,
     }
@@ -102,8 +102,8 @@ def _finished(out: Path, key: str) -> dict[str, Any] | None:
     ledger = out / "ledger.jsonl"
     for line in reversed(read(ledger) if ledger.exists() else []):
         if line.get("key") == key:
-            whole_ = all((out / n).exists() and sha256(out / n) == digest for n, digest in line["outputs"].items())
-            return line if whole_ else None
+            intact = all((out / n).exists() and sha256(out / n) == digest for n, digest in line["outputs"].items())
+            return line if intact else None
     return None
 
 
@@ -111,10 +111,11 @@ def _finished(out: Path, key: str) -> dict[str, Any] | None:
 
 
 class _Mapper:
-    """The network of a run, and how its patches are cut from a scene."""
+    """The network of a run, and how its patches are cut from a scene. weights: SHA-256 of its checkpoint."""
 
     def __init__(self, r: PredictRecipe, trained: Trained) -> None:
         about = trained.about
+        self.weights = sha256(trained.path)
         self._groups = tuple(Group(**g | {"bands": tuple(g["bands"])}) for g in about["groups"])
         self._size, self._stride = self._groups[0].size_px, r.stride_px
         for g in self._groups:
@@ -185,8 +186,10 @@ class _Mapper:
 # ---- what is left behind
 
 
-def _write(r: PredictRecipe, trained: Trained, scene: Scene, grid: PatchGrid, scores: np.ndarray) -> dict[str, Any]:
-    """The maps and pictures of a scene. Returns its ledger line."""
+def _write(
+    r: PredictRecipe, trained: Trained, weights: str, scene: Scene, grid: PatchGrid, scores: np.ndarray
+) -> dict[str, Any]:
+    """The maps and pictures of a scene. scores: (class, row, col), nan without data. Returns its ledger line."""
     names = list(trained.about["classes"])
     colors = nomenclature(trained.about["nomenclature"]).colors
     empty = np.isnan(scores[0])
@@ -202,7 +205,7 @@ def _write(r: PredictRecipe, trained: Trained, scene: Scene, grid: PatchGrid, sc
     warnings = _warnings(trained, scene)
     tags = {
         "JEOPARDA_RUN": trained.path.parent.parent.name,
-        "JEOPARDA_WEIGHTS_SHA256": sha256(trained.path),
+        "JEOPARDA_WEIGHTS_SHA256": weights,
         "JEOPARDA_SOURCE": scene.name,
         "JEOPARDA_WARNINGS": " ".join(warnings),
     }

@@ -1,6 +1,5 @@
 """Opening a store: HDF5 is asked once where things are; patches are then plain bytes at known offsets."""
 
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.info = StoreInfo.read(self.folder)
-        self.digest = hashlib.sha256((self.folder / "store.json").read_bytes()).hexdigest()
+        self.digest = sha256(self.folder / "store.json")
         self.dtype = record_dtype(self.info.groups)
         self.paths = [self.folder / "shards" / s.file for s in self.info.shards]
         labels: list[np.ndarray] = []

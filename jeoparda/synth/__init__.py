@@ -22,6 +22,7 @@ import numpy as np
 
 from jeoparda.config import REQUIRED, opt, recipe
 from jeoparda.errors import ArchiveError, RecipeError
+from jeoparda.files import whole
 from jeoparda.nomenclature import CLC
 from jeoparda.progress import track
 from jeoparda.raster import write_band
@@ -156,9 +157,8 @@ def _claim(r: SynthRecipe) -> None:
         elif any(not e.name.startswith(".") for e in r.out.iterdir()):
             raise ArchiveError(f"{r.out}: is not empty and holds no {MARKER}; choose a new folder for `out`")
         else:
-            part = marker.with_name(f".{MARKER}.part")
-            part.write_text(json.dumps(wanted, indent=1) + "\n")
-            os.replace(part, marker)
+            with whole(marker) as draft:
+                draft.write_text(json.dumps(wanted, indent=1) + "\n")
         for left in r.out.glob(".*.part"):
             shutil.rmtree(left)
     except ArchiveError:

@@ -13,9 +13,9 @@ from functools import lru_cache
 import numpy as np
 
 from jeoparda.nomenclature import CLC
-from jeoparda.synth.pattern import COL, ROW, SIZE_PX, noise
+from jeoparda.synth.pattern import COL, PIXEL_M, ROW, SIZE_PX, noise
 
-PATCH_M = 1200
+PATCH_M = SIZE_PX * PIXEL_M
 PATCHES_A_CLUSTER = 10  # neighbours: 5 x 2 patches, one main landscape
 CLUSTERS_A_SCENE = 5  # a scene: one tile and one date
 _CELLS = 9  # a tile (91 x 91 patches) has 9 x 9 cells of 10 x 10; a cluster has a cell to itself

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jeoparda.sensors import SENTINEL_2_L2A
+
 SIZE_PX = 120
-PIXEL_M = 10
+PIXEL_M = SENTINEL_2_L2A.finest_m
 _LINE = np.arange(SIZE_PX, dtype=np.float32)
 ROW, COL = (np.ascontiguousarray(a) for a in np.meshgrid(_LINE, _LINE, indexing="ij"))
 

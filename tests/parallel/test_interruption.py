@@ -14,19 +14,15 @@ import pytest
 
 from jeoparda.journal import read
 from tests.conftest import JEOPARDA, Job, Ranks
+from tests.parallel.recipes import train_recipe
 
 MPI = pytest.mark.needs("mpirun", "horovod-mpi")
 GLOO = pytest.mark.needs("horovod-gloo")
 
 
 def recipe(folder: Path, store: Path) -> Path:
-    """A checkpoint each second step of four, in steps small enough that rounding does not grow (test_same_weights)."""
-    path = folder / "train.yaml"
-    path.write_text(
-        f"{{store: {store}, run: {folder / 'run'}, model: {{width: 16}}, epochs: 4, batch: 6, feed: {{kind: plain}}, "
-        "optimizer: {kind: sgd, lr: 0.002}, precision: float64, checkpoint: {every_steps: 2}}\n"
-    )
-    return path
+    """A checkpoint each second step of four."""
+    return train_recipe(folder, store, "epochs: 4, batch: 6, precision: float64, checkpoint: {every_steps: 2}")
 
 
 @pytest.fixture(scope="module")

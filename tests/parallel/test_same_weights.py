@@ -14,6 +14,7 @@ import pytest
 from jeoparda.ingest import IngestRecipe, SplitRecipe, run
 from jeoparda.store import Store
 from tests.conftest import Ranks
+from tests.parallel.recipes import train_recipe
 
 SHARP = "precision=float64"
 LAUNCHES = [
@@ -26,12 +27,7 @@ MPI = pytest.mark.needs("mpirun", "horovod-mpi")
 
 
 def recipe(folder: Path, store: Path) -> Path:
-    path = folder / "train.yaml"
-    path.write_text(
-        f"{{store: {store}, run: {folder / 'run'}, model: {{width: 16}}, epochs: 2, batch: 9, feed: {{kind: plain}}, "
-        "optimizer: {kind: sgd, lr: 0.002}}\n"
-    )
-    return path
+    return train_recipe(folder, store, "epochs: 2, batch: 9")
 
 
 @pytest.fixture(scope="module")
