@@ -40,7 +40,8 @@ def make(stages: Stages, call: Callable[..., Any]) -> click.Command:
         from jeoparda.launch.site import find
 
         site = find(name, **over)
-        work = module.Work(stage, *stages[stage][:3], call, recipe, words)
+        module_name, kind, takes_ranks, _ = stages[stage]
+        work = module.Work(stage, module_name, kind, takes_ranks, call, recipe, words)
         if dry_run:
             click.echo(module.dry_run(work, site, folder), nl=False)
             return
