@@ -31,6 +31,7 @@ from jeoparda.store import Group, record_dtype
 
 NODATA = 255
 FULL = 250  # the byte that means probability 1
+STRIP_PX = 1024  # rows of the finest band that are read at once: 125 MB of a whole Sentinel-2 tile
 _QUICKLOOK_PX = 1024
 
 
@@ -149,20 +150,30 @@ class _Mapper:
     def scores(self, scene: Scene, grid: PatchGrid) -> np.ndarray:
         """(class, row, col) float32 probabilities, nan where the scene has no data. One strip of the scene is in
         memory at a time."""
-        rows = [self._row(self._strip(scene, grid, row)) for row in track(range(grid.rows), scene.name, "rows")]
+        rows: list[np.ndarray] = []
+        at_once = max(1, (STRIP_PX - self._size) // self._stride + 1)
+        for first in track(range(0, grid.rows, at_once), scene.name, "strips"):
+            count = min(at_once, grid.rows - first)
+            strip = self._strip(scene, grid, first, count)
+            rows += [self._row(self._cut(strip, grid.cols, row)) for row in range(count)]
         return np.stack(rows, 1)
 
-    def _strip(self, scene: Scene, grid: PatchGrid, row: int) -> np.ndarray:
-        """(col,) records of the patches of one row of the grid."""
-        records = np.zeros(grid.cols, record_dtype(self._groups))
-        top, _, height, _ = grid.window(row, 0)
-        width = (grid.cols - 1) * self._stride + self._size
+    def _strip(self, scene: Scene, grid: PatchGrid, first: int, count: int) -> dict[str, np.ndarray]:
+        """{group: (band, row, col) uint16}: the scene under `count` rows of the grid. Patches overlap, and a band
+        may have to be decoded in large pieces, so many rows of patches are read at once."""
+        top = grid.window(first, 0)[0]
+        height, width = ((n - 1) * self._stride + self._size for n in (count, grid.cols))
+        window = (top, 0, height, width)
+        return {g.name: np.stack([scene.read(band, window) for band in g.bands]) for g in self._groups}
+
+    def _cut(self, strip: dict[str, np.ndarray], cols: int, row: int) -> np.ndarray:
+        """(col,) records of the patches of one row of the strip."""
+        records = np.zeros(cols, record_dtype(self._groups))
         for g in self._groups:
             step = self._stride * g.size_px // self._size
-            for k, band in enumerate(g.bands):
-                strip = scene.read(band, (top, 0, height, width))
-                for col in range(grid.cols):
-                    records[g.name][col, k] = strip[:, col * step : col * step + g.size_px]
+            lines = strip[g.name][:, row * step : row * step + g.size_px]
+            for col in range(cols):
+                records[g.name][col] = lines[:, :, col * step : col * step + g.size_px]
         return records
 
     def _row(self, records: np.ndarray) -> np.ndarray:

@@ -103,6 +103,16 @@ def test_the_map_lies_where_the_patches_lie(maps, run_folder, scene, tmp_path):
         assert f.xy(1, 2) == (WEST + 600 + 1200, NORTH - 600 - 600)
 
 
+def test_the_map_does_not_depend_on_how_much_is_read_at_once(run_folder, scene, tmp_path, monkeypatch):
+    content = []
+    for strip_px in (1, 200, 1024):  # one row of patches at a time, two, all three
+        monkeypatch.setattr(predict, "STRIP_PX", strip_px)
+        out = tmp_path / str(strip_px)
+        (line,) = predict.run(recipe(run_folder, scene, out, stride_px=60))
+        content.append((out / line["probabilities_tif"]).read_bytes())
+    assert content[0] == content[1] == content[2]
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # a picture has no place
 def test_pictures_and_ledger(maps):
     out, line = maps
