@@ -97,40 +97,117 @@ def recipe(stage: str) -> None:
 
 @main.group()
 def store() -> None:
-    """Look into a store."""
+    """Look into a store, mend it, or make one in steps."""
+
+
+_WORKERS = click.option("--workers", default=0, help="local processes; 0: one a core. Under mpirun or srun: the ranks")
 
 
 @store.command()
-@click.argument("folder", type=click.Path())
-def info(folder: str) -> None:
-    """What a store holds."""
-    from jeoparda.store import StoreInfo
-
-    i = StoreInfo.read(Path(folder))
-    splits = ", ".join(f"{k} {v}" for k, v in i.splits.items())
-    click.echo(
-        f"{folder}: {i.patches} patches ({splits}), {len(i.shards)} shards, {i.patches * i.record_bytes / 1e6:.0f} MB"
-    )
-    click.echo(f"sensor {i.sensor}, nomenclature {i.nomenclature} ({len(i.classes)} classes), {i.size_px} px")
-    for g in i.groups:
-        click.echo(f"  {g.name}: {' '.join(g.bands)} at {g.size_px} px")
-    for name, reason in i.rejected:
-        click.echo(f"rejected {name}: {reason}")
-
-
-@store.command()
-@click.argument("folder", type=click.Path())
-def verify(folder: str) -> None:
-    """Check every byte of a store against its checksums; exit 1 and name what is damaged."""
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--samples", type=click.Path(path_type=Path), help="write a picture of sample patches to this PNG")
+@click.option("--count", default=16, show_default=True, help="patches in that picture")
+def info(folder: Path, samples: Path | None, count: int) -> None:
+    """What a store holds: bands, classes and images per split, rejects, and whether splits leak."""
+    from jeoparda.report.store import describe_store, samples_png
     from jeoparda.store import Store
 
     opened = Store(folder)
-    faults = list(opened.verify())
-    for fault in faults:
-        click.echo(fault, err=True)
+    click.echo(describe_store(opened))
+    if samples:
+        samples_png(opened, samples, count)
+        click.echo(f"{samples}: {min(count, len(opened))} patches")
+
+
+@store.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@_WORKERS
+def verify(folder: Path, workers: int) -> None:
+    """Check every byte of a store against its checksums; exit 1 and name what is damaged."""
+    from jeoparda.ingest.upkeep import verify as look
+    from jeoparda.store import StoreInfo
+
+    faults = look(folder, workers)
+    for fault in faults or ():
+        click.echo(str(fault), err=True)
     if faults:
-        sys.exit(1)
-    click.echo(f"{folder}: {len(opened)} patches, every byte as written")
+        raise JeopardaError(f"{folder}: {len(faults)} shards are damaged; `jeoparda store repair {folder}` mends them")
+    if faults is not None:
+        click.echo(f"{folder}: {StoreInfo.read(folder).patches} patches, every byte as written")
+
+
+@store.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--archive", type=click.Path(path_type=Path), help="where the archive is now, if it moved")
+@_WORKERS
+def repair(folder: Path, archive: Path | None, workers: int) -> None:
+    """Read damaged patches again from the archive."""
+    from jeoparda.ingest.upkeep import repair as mend
+
+    mend(folder, archive, workers)
+
+
+@store.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@_WORKERS
+def stats(folder: Path, workers: int) -> None:
+    """Per-band statistics of the training split, computed again from the pixels and held against store.json."""
+    from jeoparda.ingest.upkeep import statistics
+
+    if (answer := statistics(folder, workers)) is None:
+        return
+    found, same = answer
+    click.echo(f"{'band':12}{'pixels':>14}{'mean':>14}{'std':>14}{'min':>10}{'max':>10}")
+    for band, s in found.items():
+        click.echo(f"{band:12}{s.pixels:14}{s.mean:14.4f}{s.std:14.4f}{s.min:10g}{s.max:10g}")
+    if not same:
+        raise JeopardaError(f"{folder}/store.json says otherwise; `jeoparda store verify` and `repair` find out why")
+
+
+def _part(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
+    part, slash, parts = value.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit()):
+        raise click.BadParameter(f"{value!r}: expected i/n, as in 3/16")
+    return int(part), int(parts)
+
+
+def _step(name: str, help_text: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A step of ingest as a command: RECIPE [KEY=VALUE]..."""
+
+    def wrap(act: Callable[..., Any]) -> click.Command:
+        recipe = click.argument("recipe", type=click.Path(dir_okay=False))
+        words = click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+        return store.command(name, help=help_text)(recipe(words(act)))
+
+    return wrap
+
+
+def _ingest_recipe(recipe: str, words: tuple[str, ...]) -> Any:
+    from jeoparda.ingest import IngestRecipe
+
+    return load(IngestRecipe, recipe, words)
+
+
+@_step("init", "First step of an ingest in parts: look at the archive and write the plan.")
+def init(recipe: str, words: tuple[str, ...]) -> None:
+    from jeoparda import ingest
+
+    ingest.init(_ingest_recipe(recipe, words))
+
+
+@_step("load", "Second step: make the shards of one part, as a task of a job array.")
+@click.option("--part", required=True, callback=_part, metavar="i/n", help="which part, from 1/n to n/n")
+def load_part(recipe: str, words: tuple[str, ...], part: tuple[int, int]) -> None:
+    from jeoparda import ingest
+
+    ingest.load(_ingest_recipe(recipe, words), *part)
+
+
+@_step("finalise", "Last step: check that every shard is there, and write store.json.")
+def finalise(recipe: str, words: tuple[str, ...]) -> None:
+    from jeoparda import ingest
+
+    ingest.finalise(_ingest_recipe(recipe, words))
 
 
 main.add_command(launch_command.make(STAGES, call), "submit")

@@ -16,16 +16,9 @@ import torch
 from torch import nn
 
 from jeoparda.errors import CommError, JeopardaError, Stopped
+from jeoparda.launchers import launched
 
 Backend = Literal["auto", "single", "horovod"]
-
-# (variable with the number of ranks, who sets it); the first that is set counts
-_LAUNCHERS = (
-    ("HOROVOD_SIZE", "horovodrun"),
-    ("OMPI_COMM_WORLD_SIZE", "mpirun (Open MPI)"),
-    ("PMI_SIZE", "mpiexec (MPICH)"),
-    ("SLURM_STEP_NUM_TASKS", "srun"),
-)
 
 
 class Comm(Protocol):
@@ -123,14 +116,6 @@ class Horovod:
 
     def close(self) -> None:
         self._hvd.shutdown()
-
-
-def launched() -> tuple[int, str]:
-    """(number of ranks, who launched them); (1, "") without a launcher."""
-    for variable, who in _LAUNCHERS:
-        if os.environ.get(variable):
-            return int(os.environ[variable]), who
-    return 1, ""
 
 
 def start(backend: Backend = "auto") -> Comm:

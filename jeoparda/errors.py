@@ -17,7 +17,12 @@ class ArchiveError(JeopardaError, OSError):
 
 
 class PatchError(ArchiveError):
-    """One patch of an archive that is rejected; the rest of the archive goes on."""
+    """One patch of an archive that is rejected; the rest of the archive goes on. It becomes a line of the table of
+    rejects: which file, what is wrong with it, what was expected instead."""
+
+    def __init__(self, file: str, reason: str, expected: str = "") -> None:
+        super().__init__(f"{file}: {reason}" + (f"; expected {expected}" if expected else ""))
+        self.file, self.reason, self.expected = str(file), reason, expected
 
 
 class StoreError(JeopardaError, OSError):

@@ -18,10 +18,8 @@ from jeoparda.feed import Feed, FeedRecipe, Plan
 from jeoparda.files import whole
 from jeoparda.metrics import MultilabelScore, multilabel
 from jeoparda.models import ModelRecipe, build
-from jeoparda.nomenclature import nomenclature
 from jeoparda.order import Order
 from jeoparda.raster import png
-from jeoparda.sensors import sensor
 from jeoparda.store import Store
 
 
@@ -137,6 +135,7 @@ def _check_fit(trained: Trained, store: Store) -> None:
         ("bands", trained.bands, store.info.bands),
         ("classes", tuple(trained.about["classes"]), store.info.classes),
         ("sensor", trained.about["sensor"], store.info.sensor),
+        ("unit", trained.about["unit"], store.info.unit),
     )
     for what, has, wants in pairs:
         if has != wants:
@@ -144,7 +143,7 @@ def _check_fit(trained: Trained, store: Store) -> None:
 
 
 def _per_class(figures: MultilabelScore, store: Store) -> list[dict[str, Any]]:
-    colors = nomenclature(store.info.nomenclature).colors
+    colors = store.info.colors
     return [
         {
             "name": name,
@@ -180,11 +179,14 @@ def _samples(
 
 
 def true_color(store: Store, number: int) -> np.ndarray:
-    """(row, col, 3) uint8 of one patch."""
-    return stretch(np.stack([store.band(number, b) for b in sensor(store.info.sensor).rgb], -1))
+    """(row, col, 3) uint8 of one patch; its first band in grey where the store knows no true colour."""
+    rgb = store.info.rgb or store.info.bands[:1] * 3
+    return stretch(np.stack([store.band(number, b) for b in rgb], -1))
 
 
 def stretch(rgb: np.ndarray) -> np.ndarray:
-    """(row, col, 3) uint16 -> uint8: from the 2nd to the 98th percentile over the three bands together."""
+    """(row, col, 3) -> uint8: from the 2nd to the 98th percentile over the three bands together. A flat scene, such
+    as the sea, is not stretched into noise: uint16 reflectances span 0.03 at least."""
     low, high = np.percentile(rgb[rgb > 0], (2, 98)) if (rgb > 0).any() else (0, 1)
-    return (np.clip((rgb - low) / max(high - low, 300.0), 0, 1) * 255).astype(np.uint8)
+    least = 300.0 if rgb.dtype == np.uint16 else 1e-6
+    return (np.clip((rgb - low) / max(high - low, least), 0, 1) * 255).astype(np.uint8)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 def whole(path: Path) -> Iterator[Path]:
     """A name to write to; when the block ends well, the file is made durable and then appears at `path`.
 
-    A crash at any moment leaves `path` as it was. Two writers of one file do no harm: each has its own draft.
+    A crash at any moment leaves `path` as it was. Two writers of one file do no harm, on two nodes either: each has
+    its own draft.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
     try:
         yield draft
         sync(draft)

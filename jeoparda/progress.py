@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -11,16 +11,36 @@ T = TypeVar("T")
 LINE_EVERY_S = 20.0
 
 
-def track(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """`items`, while telling stderr how far it is. `unit`: plural, as in "patches"."""
-    total = total if total is not None else len(items)  # type: ignore[arg-type]
+def track(
+    items: Iterable[T], what: str, unit: str, total: int | None = None, amount: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """`items`, while telling stderr how far it is, at which rate, and how long it will take.
+
+    unit: plural, as in "patches". total: of all amounts, None where it is not known. amount: how many units an item
+    is.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
     if sys.stderr.isatty():
-        yield from tqdm(items, what, total, unit=f" {unit}", leave=False)
+        with tqdm(desc=what, total=total, unit=f" {unit}", leave=False) as bar:
+            for item in items:
+                yield item
+                bar.update(amount(item))
         return
     start = told = time.monotonic()
-    for done, item in enumerate(items, start=1):
+    done = 0
+    for item in items:
         yield item
+        done += amount(item)
         now = time.monotonic()
         if now - told >= LINE_EVERY_S:
             told = now
-            print(f"{what}: {done} of {total} {unit}, {done / (now - start):.1f} a second", file=sys.stderr, flush=True)
+            print(f"{what}: {_so_far(done, total, unit, now - start)}", file=sys.stderr, flush=True)
+
+
+def _so_far(done: int, total: int | None, unit: str, seconds: float) -> str:
+    rate = done / seconds
+    if not total or not rate:
+        return f"{done} {unit}, {rate:.1f} a second"
+    minutes, rest = divmod(round((total - done) / rate), 60)
+    return f"{done} of {total} {unit}, {rate:.1f} a second, {minutes}:{rest:02d} left"

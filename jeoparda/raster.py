@@ -1,9 +1,10 @@
 """Rasters on disk: the only home of rasterio and GDAL.
 
-Small contracts: read a band as it is, write a band, write a map as a cloud-optimised GeoTIFF. Nothing here
-resamples or rescales by itself.
+Small contracts: read a band as it is, keep a raster open and read windows of it, write a band, write a map as a
+cloud-optimised GeoTIFF. Nothing here resamples, fuses or rescales unless it is asked to.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
 import rasterio.enums
+import rasterio.features
 import rasterio.shutil
+import rasterio.vrt
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -27,6 +31,8 @@ from jeoparda.files import whole
 # One thread in GDAL: parallelism is over patches and scenes, never hidden inside a read. The directory of a
 # patch is never listed: on a parallel filesystem that costs more than the read.
 _GDAL = {"GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+
+Window_px = tuple[int, int, int, int]  # (row, col, height, width)
 
 
 @dataclass(frozen=True)
@@ -49,14 +55,47 @@ class RasterInfo:
 
 
 @contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[rasterio.DatasetReader]:
-    with warnings.catch_warnings(), rasterio.Env(**_GDAL):
+def session(cache_mb: int = 0) -> Iterator[None]:
+    """GDAL's settings for all that is read inside. `cache_mb`: bound of its block cache, which is the process's own;
+    0 leaves it. Without a session each read makes one of its own, at a tenth of the cost of a small file."""
+    more = {"GDAL_CACHEMAX": cache_mb << 20} if cache_mb else {}
+    with warnings.catch_warnings(), rasterio.Env(**_GDAL, **more):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # planetary and plain images are welcome
+        yield
+
+
+@contextmanager
+def _open(path: str | os.PathLike[str] | bytes, called: str = "") -> Iterator[rasterio.DatasetReader]:
+    """`path`: of a file, or the file itself as bytes."""
+    with session():
         try:
-            with rasterio.open(path) as source:
-                yield source
+            if isinstance(path, bytes):
+                if not path:  # rasterio would take it for a file to write
+                    raise RasterioError("no bytes")
+                with rasterio.MemoryFile(path) as memory, memory.open() as source:
+                    yield source
+            else:
+                with rasterio.open(path) as source:
+                    yield source
         except RasterioError as e:
-            raise SceneError(f"{path}: cannot be read as a raster: {e}") from e
+            raise _refused(path, called, e) from e
+
+
+def _name(path: str | os.PathLike[str] | bytes) -> str:
+    return f"{len(path)} bytes in memory" if isinstance(path, bytes) else str(path)
+
+
+def _reason(e: BaseException) -> str:
+    """What GDAL said, the cause included: rasterio's own message of a failed read only points to it."""
+    return " ".join(f"{e.__cause__ or e}".split())
+
+
+def _refused(path: str | os.PathLike[str] | bytes, called: str, e: RasterioError) -> SceneError:
+    if isinstance(path, bytes):
+        empty = not path
+    else:
+        empty = os.path.isfile(path) and not os.path.getsize(path)
+    return SceneError(f"{called or _name(path)}: cannot be read as a raster: {'it is empty' if empty else _reason(e)}")
 
 
 def _info(source: rasterio.DatasetReader) -> RasterInfo:
@@ -77,27 +116,147 @@ def crs_name(crs: Any) -> str:
     """ "EPSG:n" where the CRS has a code, else its WKT; "" for none."""
     if not crs:
         return ""
-    crs = CRS.from_user_input(crs)
-    code = crs.to_epsg()
+    return _crs_name(crs.wkt if isinstance(crs, CRS) else crs)
+
+
+@functools.lru_cache(maxsize=256)
+def _crs_name(text: str) -> str:
+    crs = CRS.from_user_input(text)
+    code = crs.to_epsg()  # a search through PROJ's database: once a CRS, not once a file
     return f"EPSG:{code}" if code else crs.to_wkt()
 
 
-def describe(path: str | os.PathLike[str]) -> RasterInfo:
-    """Size, type and georeference of a raster, without reading pixels."""
-    with _open(path) as source:
+@functools.lru_cache(maxsize=256)
+def crs_unit(crs: str) -> str:
+    """The unit of a CRS's coordinates: "m", "deg", another one's name; "px" without a CRS."""
+    if not crs:
+        return "px"
+    found = CRS.from_user_input(crs)
+    return "deg" if found.is_geographic else {"metre": "m", "meter": "m"}.get(found.linear_units, found.linear_units)
+
+
+def describe(path: str | os.PathLike[str] | bytes, called: str = "") -> RasterInfo:
+    """Size, type and georeference of a raster, without reading pixels. `path`: of a file, the file itself as bytes, or
+    the text of a VRT; `called`: what an error calls it."""
+    with _open(path, called) as source:
         return _info(source)
 
 
+def band_names(path: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
+    """(description, colour) of each band: "" without a description; "red", "alpha", "gray", as GDAL names them."""
+    with _open(path) as source:
+        said = zip(source.descriptions, source.colorinterp, strict=True)
+        return tuple((text or "", color.name) for text, color in said)
+
+
 def read_band(
-    path: str | os.PathLike[str], band: int = 1, window: tuple[int, int, int, int] | None = None
+    path: str | os.PathLike[str] | bytes, band: int = 1, window: Window_px | None = None
 ) -> tuple[np.ndarray, RasterInfo]:
-    """One band in its own type. `window`: (row, col, height, width) in px, inside the raster.
+    """One band in its own type. `path`: of a file, or the file itself as bytes. `window`: (row, col, height, width)
+    in px, inside the raster.
 
     Returns (row, col) and the file's description. SceneError where the file is no raster or is truncated.
     """
     with _open(path) as source:
         where = Window(window[1], window[0], window[3], window[2]) if window else None
         return source.read(band, window=where), _info(source)
+
+
+class OpenRaster:
+    """A raster that stays open, to be read window by window inside a `session`. `path`: of a file, or a VRT's text.
+
+    onto: a grid that it is resampled to, by `resampling`; None: as it is. nodata: pixels of that value take no part in
+    the resampling. name: what errors call it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        onto: RasterInfo | None = None,
+        resampling: str = "nearest",
+        nodata: float | None = None,
+        name: str = "",
+    ) -> None:
+        self._called = name or path
+        try:
+            self._file = rasterio.open(path)
+            self._source = _warped(self._file, onto, resampling, nodata) if onto else self._file
+        except RasterioError as e:
+            raise _refused(path, self._called, e) from e
+
+    @property
+    def info(self) -> RasterInfo:
+        return _info(self._source)
+
+    def read(self, band: int, window: Window_px) -> np.ndarray:
+        """(row, col) in the file's own type. `window`: (row, col, height, width) in px, inside the raster."""
+        row, col, height, width = window
+        try:
+            return self._source.read(band, window=Window(col, row, width, height))
+        except RasterioError as e:
+            raise SceneError(f"{self._called}: cannot be read at (row, col) = ({row}, {col}): {_reason(e)}") from e
+
+    def outside(self, window: Window_px) -> np.ndarray | None:
+        """Where a resampled raster had nothing to resample from, (row, col) bool; None where its pixels say it
+        themselves, by `nodata`."""
+        if self._source is self._file or self._source.count == self._file.count:
+            return None
+        return self.read(self._source.count, window) == 0
+
+    def close(self) -> None:
+        self._source.close()
+        self._file.close()
+
+
+def _warped(
+    source: rasterio.DatasetReader, onto: RasterInfo, resampling: str, nodata: float | None
+) -> rasterio.vrt.WarpedVRT:
+    return rasterio.vrt.WarpedVRT(
+        source,
+        src_crs=source.crs or CRS.from_epsg(3857),  # without a CRS: any plane, the same on both sides
+        crs=onto.crs or source.crs or CRS.from_epsg(3857),
+        transform=Affine(*onto.transform),
+        height=onto.height_px,
+        width=onto.width_px,
+        resampling=rasterio.enums.Resampling[resampling],
+        src_nodata=nodata,
+        nodata=nodata,
+        add_alpha=nodata is None,
+    )
+
+
+def pansharpened(
+    pan: tuple[str, int],
+    bands: list[tuple[str, int]],
+    weights: tuple[float, ...] = (),
+    nodata: float | None = None,
+    window: Window_px | None = None,
+) -> str:
+    """A VRT, as text to open, of `bands` sharpened by `pan`, each (path, number of the band from 1), on pan's grid.
+
+    Weighted Brovey by GDAL: band * pan / (sum of weight * band), the bands brought to pan's pixels by cubic
+    resampling first. `weights`: one a band; (): each 1 / n. `window`: the part of pan, in its px, that is used; the
+    bands must cover it, as GDAL stretches those that do not.
+    """
+    if window:
+        row, col, height, width = window
+        pan = (f"vrt://{pan[0]}?bands={pan[1]}&srcwin={col},{row},{width},{height}", 1)
+
+    def source(tag: str, path: str, number: int, more: str = "") -> str:
+        return f"<{tag}{more}><SourceFilename>{escape(path)}</SourceFilename><SourceBand>{number}</SourceBand></{tag}>"
+
+    shares = weights or (1 / len(bands),) * len(bands)
+    spectral = (source("SpectralBand", p, n, f' dstBand="{i}"') for i, (p, n) in enumerate(bands, 1))
+    return (
+        '<VRTDataset subClass="VRTPansharpenedDataset"><PansharpeningOptions><Algorithm>WeightedBrovey</Algorithm>'
+        f"<AlgorithmOptions><Weights>{','.join(repr(float(w)) for w in shares)}</Weights></AlgorithmOptions>"
+        "<Resampling>Cubic</Resampling><NumThreads>1</NumThreads>"
+        + (f"<NoData>{nodata:g}</NoData>" if nodata is not None else "")
+        + "<SpatialExtentAdjustment>NoneWithoutWarning</SpatialExtentAdjustment>"
+        + source("PanchroBand", *pan)
+        + "".join(spectral)
+        + "</PansharpeningOptions></VRTDataset>"
+    )
 
 
 def write_band(path: str | os.PathLike[str], array: np.ndarray, crs: str, transform: tuple[float, ...]) -> None:
@@ -165,12 +324,12 @@ def write_map(
                 )
 
 
-def thumbnail(path: str | os.PathLike[str], longest_px: int) -> np.ndarray:
-    """The first band, averaged down so that its longer side has at most `longest_px` pixels; (row, col)."""
+def thumbnail(path: str | os.PathLike[str], longest_px: int, band: int = 1) -> np.ndarray:
+    """A band, averaged down so that its longer side has at most `longest_px` pixels; (row, col)."""
     with _open(path) as source:
         shrink = max(1.0, max(source.height, source.width) / longest_px)
         shape = (round(source.height / shrink), round(source.width / shrink))
-        return source.read(1, out_shape=shape, resampling=rasterio.enums.Resampling.average)
+        return source.read(band, out_shape=shape, resampling=rasterio.enums.Resampling.average)
 
 
 def tags_of(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -187,3 +346,143 @@ def png(rgb: np.ndarray) -> bytes:
         with memory.open(**profile) as target:
             target.write(np.moveaxis(rgb, 2, 0))
         return memory.read()
+
+
+# ---- label rasters and shapes, on the grid of a scene
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """A raster as it is seen from another grid, by nearest neighbour. `count`, `dtype`, `nodata`, `interpretation`
+    ("red", "alpha", ... a band): the file's own."""
+
+    source: Any
+    view: Any
+    shift_px: tuple[int, int] | None  # (row, col) of the grid's corner in the file, where the two grids coincide
+
+    @property
+    def count(self) -> int:
+        return self.source.count
+
+    @property
+    def nodata(self) -> float | None:
+        return self.source.nodata
+
+    @property
+    def interpretation(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.source.colorinterp)
+
+    def read(self, bands: list[int], window: Window_px) -> tuple[np.ndarray, np.ndarray]:
+        """(band, row, col) of the file's type and (row, col) bool, True where the raster has a pixel at all.
+        `window`: (row, col, height, width) in px of the grid."""
+        row, col, height, width = window
+        try:
+            if self.shift_px is None:
+                where = Window(col, row, width, height)
+                found = self.view.read([*bands, self.view.count], window=where)
+                return found[:-1], found[-1] > 0
+            return self._shifted(bands, (row + self.shift_px[0], col + self.shift_px[1], height, width))
+        except RasterioError as e:
+            raise SceneError(f"{self.source.name}: cannot be read: {e}") from e
+
+    def _shifted(self, bands: list[int], window: Window_px) -> tuple[np.ndarray, np.ndarray]:
+        row, col, height, width = window
+        pixels = np.zeros((len(bands), height, width), self.source.dtypes[0])
+        inside = np.zeros((height, width), bool)
+        top, left = max(row, 0), max(col, 0)
+        bottom, right = min(row + height, self.source.height), min(col + width, self.source.width)
+        if top < bottom and left < right:
+            rows, cols = slice(top - row, bottom - row), slice(left - col, right - col)
+            pixels[:, rows, cols] = self.source.read(bands, window=Window(left, top, right - left, bottom - top))
+            inside[rows, cols] = True
+        return pixels, inside
+
+
+@contextmanager
+def on_grid(
+    path: str | os.PathLike[str],
+    crs: str,
+    transform: tuple[float, ...],
+    height_px: int,
+    width_px: int,
+    by_pixel: bool = False,
+) -> Iterator[OnGrid]:
+    """The raster at `path` on the grid of (crs, transform, height, width): each pixel of the grid takes the value of
+    the file's pixel that its centre lies in. `by_pixel`: pixel on pixel, whatever the two say of their place.
+
+    Neither need have a CRS; then they must be of one size. SceneError where only one has, or the sizes differ.
+    """
+    with _open(path) as source:
+        found = _info(source)
+        if by_pixel or not (crs or found.crs):
+            if (found.height_px, found.width_px) != (height_px, width_px):
+                raise SceneError(
+                    f"{path}: is {found.height_px} x {found.width_px} px and is to lie pixel on pixel on "
+                    f"{height_px} x {width_px} px; expected the same size, or a CRS for both"
+                )
+            yield OnGrid(source, None, (0, 0))
+            return
+        if not (crs and found.crs):
+            raise SceneError(
+                f"{path}: has {'CRS ' + found.crs[:60] if found.crs else 'no CRS'}, the image it belongs to "
+                f"{'CRS ' + crs[:60] if crs else 'none'}; expected both or neither (or align: pixel)"
+            )
+        if shift := _shift(found, crs, transform, height_px, width_px):
+            yield OnGrid(source, None, shift)
+            return
+        # each pixel's place to 1e-4 px: exact costs five times as much, and GDAL's 0.125 moves 1.5 % of the pixels
+        with rasterio.vrt.WarpedVRT(
+            source,
+            crs=crs,
+            transform=Affine(*transform[:6]),
+            height=height_px,
+            width=width_px,
+            resampling=rasterio.enums.Resampling.nearest,
+            add_alpha=True,  # which pixels there are, as nodata may be a class
+            src_alpha=0,
+            src_nodata=None,
+            nodata=None,
+            tolerance=1e-4,
+        ) as view:
+            yield OnGrid(source, view, None)
+
+
+def _shift(
+    found: RasterInfo, crs: str, transform: tuple[float, ...], height: int, width: int
+) -> tuple[int, int] | None:
+    """(row, col) in px of the grid's corner in the file, where the pixels of the two coincide; else None."""
+    if found.crs != crs:
+        return None
+    there = np.linalg.solve(_matrix(found.transform), _matrix(transform))  # px of the grid -> px of the file
+    col, row = np.rint(there[:2, 2])
+    corners = np.array([[0, width, 0], [0, 0, height], [1, 1, 1]])
+    away = (there @ corners)[:2] - corners[:2] - [[col], [row]]
+    return (int(row), int(col)) if np.abs(away).max() < 1e-3 else None
+
+
+def _matrix(transform: tuple[float, ...]) -> np.ndarray:
+    return np.array([*transform[:6], 0, 0, 1], float).reshape(3, 3)
+
+
+def distinct(path: str | os.PathLike[str], band: int, most: int) -> list[Any]:
+    """The values of a band, sorted, each once, block by block. SceneError where there are more than `most`."""
+    with _open(path) as source:
+        found: set[Any] = set()
+        for _, window in source.block_windows(band):
+            found |= {v for v in np.unique(source.read(band, window=window)).tolist() if v == v}  # not NaN
+            if len(found) > most:
+                raise SceneError(f"{path}: band {band} holds more than {most} values; expected a map of classes")
+        return sorted(found)
+
+
+def burn(
+    shapes: list[tuple[Any, int]], transform: tuple[float, ...], height: int, width: int, fill: int, all_touched: bool
+) -> np.ndarray:
+    """(row, col) uint8: the value of the last of `shapes` over each pixel, `fill` where there is none.
+
+    A pixel is a polygon's where its centre lies in it, or, with `all_touched`, where any of it does (GDAL's rule).
+    """
+    out = np.full((height, width), fill, np.uint8)
+    if shapes:
+        rasterio.features.rasterize(shapes, out=out, transform=Affine(*transform[:6]), all_touched=all_touched)
+    return out

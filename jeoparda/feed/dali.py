@@ -15,7 +15,9 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
 
 from jeoparda.feed.reader import Ring, Slot
-from jeoparda.store import Group, StoreInfo, record_dtype
+from jeoparda.store import Group, StoreInfo
+
+_TYPES = {"uint8": types.UINT8, "uint16": types.UINT16, "int16": types.INT16, "float32": types.FLOAT}
 
 
 def build(info: StoreInfo, mean: np.ndarray, std: np.ndarray, largest: int, ahead: int, threads: int) -> Pipeline:
@@ -28,7 +30,7 @@ def build(info: StoreInfo, mean: np.ndarray, std: np.ndarray, largest: int, ahea
     @do_not_convert
     def upsampled(g: Group):  # type: ignore[no-untyped-def]
         chosen = [bands.index(b) for b in g.bands]
-        x = fn.external_source(name=g.name, dtype=types.UINT16, ndim=3, layout="CHW", no_copy=True)
+        x = fn.external_source(name=g.name, dtype=_TYPES[g.dtype], ndim=3, layout="CHW", no_copy=True)
         x = fn.normalize(
             x, mean=mean[chosen].reshape(-1, 1, 1), stddev=std[chosen].reshape(-1, 1, 1), dtype=types.FLOAT
         )
@@ -64,7 +66,7 @@ def images(
     A tensor is DALI's own memory and valid until the next one is asked for.
     """
 
-    blank = np.zeros(1, record_dtype(info.groups))
+    blank = np.zeros(1, info.layout.dtype())
 
     def feed(slot: Slot, flips: np.ndarray) -> Slot:
         # DALI takes no empty batch, but a rank's share of a small step may be: it is fed a blank, cut off below

@@ -1,214 +1,202 @@
-"""Archives become stores.
+"""Archives become stores, in three steps that may each be a job of its own.
 
-`plan` reads labels and places only and says which patch goes to which shard and split; each shard is then made by
-whoever is free, from its part of the plan alone; `finalise` adds them up. The result depends on the archive and
-the recipe, not on the number of workers.
+`init` looks at labels and places and writes the plan: which patch goes to which shard and split. `load` makes
+shards, each from its own line of the plan, by whoever is free. `finalise` adds them up. `run` is all three. The
+result depends on the archive and the recipe, not on the number of workers, the order, or interruptions.
 """
 
-import csv
-import hashlib
-import json
-import multiprocessing
-import os
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from jeoparda import __version__, partition
-from jeoparda.config import REQUIRED, as_dict, opt, recipe
-from jeoparda.errors import ArchiveError, PatchError, RecipeError
-from jeoparda.ingest import bigearthnet
-from jeoparda.ingest.bigearthnet import Planned
-from jeoparda.nomenclature import nomenclature
+from jeoparda.errors import ArchiveError, RecipeError, StoreError
+from jeoparda.ingest import plan as plans
+from jeoparda.ingest.plan import Plan
+from jeoparda.ingest.recipe import IngestRecipe, identity, source_of
+from jeoparda.ingest.source import Patch, Planned
+from jeoparda.ingest.split import SplitRecipe
+from jeoparda.journal import Journal
 from jeoparda.progress import track
-from jeoparda.store import PatchRecord, Shard, StoreInfo, finalise, write_shard
+from jeoparda.store import Contents, PatchRecord, Reject, Shard, StoreInfo, finished, write_shard
+from jeoparda.store import finalise as add_up
+from jeoparda.workers import Workers, workers
+
+__all__ = ["IngestRecipe", "SplitRecipe", "finalise", "init", "load", "run"]
+
+Say = Callable[[str], None]
 
 
-@recipe
-class SplitRecipe:
-    """Who trains and who judges: the dataset's own lists, or whole geographic blocks, never random neighbours."""
+def run(r: IngestRecipe, say: Say = print) -> StoreInfo | None:
+    """Make the store, or go on making it. None on the ranks that only worked for rank 0.
 
-    by: Literal["block", "csv"] = opt("block", "geographic blocks, or the dataset's own lists of patch names")
-    block_m: float = opt(12_000.0, "side of a block; a block falls into one split as a whole", "m", gt=0)
-    val: float = opt(0.1, "share of the blocks held back for validation", ge=0, lt=1)
-    test: float = opt(0.1, "share of the blocks held back for the test", ge=0, lt=1)
-    seed: int = opt(0, "another seed deals the blocks out anew")
-    train_csv: Path | None = opt(None, "list of training patches (first column), with by: csv")
-    val_csv: Path | None = opt(None, "list of validation patches")
-    test_csv: Path | None = opt(None, "list of test patches")
-
-
-@recipe
-class IngestRecipe:
-    """jeoparda ingest: a BigEarthNet v1 archive becomes a sharded HDF5 store at native resolution."""
-
-    archive: Path = opt(REQUIRED, "folder with one folder a patch")
-    store: Path = opt(REQUIRED, "folder to make; an unfinished one is taken up where it stopped")
-    source: Literal["bigearthnet-v1"] = opt("bigearthnet-v1", "layout of the archive")
-    nomenclature: Literal["bigearthnet-43", "bigearthnet-19"] = opt(
-        "bigearthnet-43", "label set; 19 drops patches that it leaves without a label"
-    )
-    split: SplitRecipe = opt(SplitRecipe, "training, validation and test")
-    patches_per_shard: int = opt(512, "patches in a shard file (512 Sentinel-2 patches are 84 MB)", gt=0)
-    strict: bool = opt(False, "stop with exit code 1 at a patch that cannot be read, instead of leaving it out")
-    workers: int = opt(0, "processes; 0: one a core", ge=0)
-
-
-def run(r: IngestRecipe, say: Callable[[str], None] = print) -> StoreInfo:
-    """Make the store. Rejected patches get one line each through `say` and stand in store.json.
-
-    Raises ArchiveError for an archive that is none, and in strict mode for the first rejected patches.
+    Rejected patches get one line each through `say` and stand in rejects.csv and store.json. Raises ArchiveError for
+    an archive that is none, and in strict mode for the first rejected patches.
     """
-    plan, rejected, left_out = _plan(r)
-    _report_rejected(r, rejected, say)
-    if not plan:
-        raise ArchiveError(f"{r.archive}: none of its {len(rejected) + sum(left_out.values())} patches can be used")
-    r.store.mkdir(parents=True, exist_ok=True)
-    tasks = [
-        (number, [plan[i] for i in part])
-        for number, part in enumerate(partition.shards(len(plan), r.patches_per_shard))
-    ]
-    shards = list(track(_make(r, tasks), "ingest", "shards", len(tasks)))
-    late = [tuple(row) for s in shards for row in s.summary["rejected"]]
-    _report_rejected(r, late, say)
-    if len(late) == len(plan):
-        raise ArchiveError(f"{r.archive}: none of its {len(plan) + len(rejected)} patches can be used")
-    classes = nomenclature(r.nomenclature)
-    info = finalise(
-        r.store,
-        shards,
-        bigearthnet.SENSOR.name,
-        bigearthnet.GROUPS,
-        classes.name,
-        classes.classes,
-        rejected,
-        _identity(r),
-        __version__,
-    )
+    with workers(r.workers) as w:
+        if w is None:
+            return None
+        plan = plans.make(r, w, say)  # anew at each start: the archive may have been mended since
+        shards = _load(r, w, plan, range(len(plan.shards)), say)
+        return _finalise(r, plan, shards, say)
+
+
+def init(r: IngestRecipe, say: Say = print) -> Plan | None:
+    """Look at the archive and write the plan."""
+    with workers(r.workers) as w:
+        if w is None:
+            return None
+        plan = plans.make(r, w, say)
+    say(f"{plan.path}: {plan.patches} patches in {len(plan.shards)} shards, {len(plan.rejected)} rejected")
+    return plan
+
+
+def load(r: IngestRecipe, part: int, parts: int, say: Say = print) -> list[Shard] | None:
+    """Make the shards of part `part` (from 1) of `parts`, in any order, by any job; doing one twice does no harm."""
+    if not 1 <= part <= parts:
+        raise RecipeError(f"part {part}/{parts}: expected 1/{parts} to {parts}/{parts}")
+    with workers(r.workers) as w:
+        if w is None:
+            return None
+        plan = _its_plan(r)
+        numbers = partition.share(len(plan.shards), part - 1, parts)
+        shards = _load(r, w, plan, numbers, say, f"load-{part}-of-{parts}")
+    say(f"{r.store}: part {part}/{parts}, {len(shards)} of {len(plan.shards)} shards are there")
+    return shards
+
+
+def finalise(r: IngestRecipe, say: Say = print) -> StoreInfo | None:
+    """Check that every shard is there and as the plan wants it, and write store.json."""
+    with workers(r.workers) as w:
+        if w is None:
+            return None
+        plan = _its_plan(r)
+        tasks = ((r.store, n, plan.digest(n), True) for n in range(len(plan.shards)))
+        found = list(track(w.map(_look, tasks), "check", "shards", len(plan.shards)))
+    if missing := sorted(n for n, shard in found if shard is None):
+        raise StoreError(
+            f"{r.store}: {len(missing)} of {len(plan.shards)} shards are missing or damaged: {_ranges(missing)}; "
+            "run `jeoparda store load` for their parts again, or for all: what is there is kept"
+        )
+    return _finalise(r, plan, [shard for _, shard in found if shard], say)
+
+
+def _its_plan(r: IngestRecipe) -> Plan:
+    plan = plans.read(r.store)
+    if plan.recipe != identity(r):
+        changed = [k for k, v in identity(r).items() if plan.recipe.get(k) != v]
+        raise RecipeError(
+            f"{plan.path}: was made by another recipe ({', '.join(changed) or 'another source'} differ); "
+            "run `jeoparda store init` again, or give another `store`"
+        )
+    return plan
+
+
+# ---- shards
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard made just now, and what that cost its worker. peak_mb: the most memory that the worker ever held."""
+
+    shard: Shard
+    seconds: float
+    peak_mb: float
+
+
+def _load(r: IngestRecipe, w: Workers, plan: Plan, numbers: range, say: Say, name: str = "ingest") -> list[Shard]:
+    """The shards of these numbers: those that are there and whole, and the others made now."""
+    start = time.monotonic()
+    kept = {n: s for n, s in w.map(_look, ((r.store, n, plan.digest(n), False) for n in numbers)) if s}
+    wanted = [n for n in numbers if n not in kept]
+    journal = Journal(r.store / "journal" / f"{name}.jsonl")
+    made: list[Made] = []
+    work = w.map(_make, ((r, n, payload) for n, payload in payloads(r, plan, wanted)))
+    total = sum(plan.shards[n][2] for n in wanted)
+    for m in track(work, "ingest", "patches", total, lambda m: plan.shards[m.shard.number][2]):
+        made.append(m)
+        plans.tell((Reject(**x) for x in m.shard.summary["rejected"]), say)
+        journal.append("shard", number=m.shard.number, **_figures(plan, [m]), worker_s=round(m.seconds, 3))
+    if made:
+        seconds = time.monotonic() - start
+        figures = _figures(plan, made)
+        rates = {f"{key}_per_s": round(figures[key] / seconds, 1) for key in ("patches", "bytes")}
+        shards = {"shards": len(made), "shards_kept": len(kept)}
+        journal.append("load", workers=w.count, **shards, **figures, seconds=round(seconds, 3), **rates)
+    if r.strict and (count := sum(x["fault"] for m in made for x in m.shard.summary["rejected"])):
+        raise ArchiveError(f"{count} rejected, and strict is set; mend the archive or set strict=false")
+    return [*kept.values(), *(m.shard for m in made)]
+
+
+def _figures(plan: Plan, made: list[Made]) -> dict[str, Any]:
+    patches = sum(m.shard.info.patches for m in made)
+    size = patches * plan.contents.layout.dtype().itemsize
+    return {"patches": patches, "bytes": size, "worker_peak_mb": round(max(m.peak_mb for m in made))}
+
+
+def payloads(r: IngestRecipe, plan: Plan, wanted: Iterable[int]) -> Iterator[tuple[int, Any]]:
+    """(shard number, what its worker cannot fetch by itself): the members of a tar, which is read once, in order."""
+    source, section = source_of(r)
+    if not hasattr(source, "payloads"):
+        yield from ((n, None) for n in wanted)
+        return
+    yield from source.payloads(r.archive, section, plan.contents, ((n, plan.shard(n)) for n in wanted))
+
+
+def _look(store: Path, number: int, digest: str, with_rejects: bool) -> tuple[int, Shard | None]:
+    return number, finished(store, number, digest, with_rejects)
+
+
+def _make(r: IngestRecipe, number: int, payload: Any) -> Made:
+    """Make one shard, in any worker."""
+    start = time.monotonic()
+    plan = plans.read(r.store)
+    patches = plan.shard(number)
+    source, section = source_of(r)
+    found = source.read(r.archive, section, plan.contents, patches, payload)
+    rows = (row(plan.contents, p, got) for p, got in zip(patches, found, strict=True))
+    shard = write_shard(r.store, number, plan.digest(number), plan.contents, rows, len(patches))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB, on Linux
+    return Made(shard, time.monotonic() - start, peak)
+
+
+def row(contents: Contents, p: Planned, got: Patch | Reject) -> tuple[PatchRecord, dict[str, Any], Any] | Reject:
+    """A patch as the store's writer takes it."""
+    if isinstance(got, Reject):
+        return got
+    if contents.layout.valid:
+        valid = got.arrays["valid"].mean()
+    else:  # zero is no data
+        valid = (got.arrays[contents.layout.groups[0].name] > 0).all(-3).mean()
+    record = PatchRecord(p.id, p.source, p.crs, p.transform, p.date, p.country, p.split, float(valid), p.dates)
+    return record, got.arrays, got.classes
+
+
+# ---- the end
+
+
+def _finalise(r: IngestRecipe, plan: Plan, shards: list[Shard], say: Say) -> StoreInfo:
+    if not sum(s.info.patches for s in shards):
+        raise ArchiveError(f"{r.archive}: none of its patches can be used, all {plan.patches} planned are rejected")
+    info = add_up(r.store, shards, plan.contents, plan.rejected, plan.left_out, plan.recipe, __version__)
     splits = ", ".join(f"{k} {v}" for k, v in info.splits.items())
     say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {len(info.rejected)} rejected")
-    if r.split.by == "block":
-        for split, share in (("val", r.split.val), ("test", r.split.test)):
-            if share > 0 and not info.splits[split]:
-                say(
-                    f"{r.store}: no block fell into {split}: too few blocks of {r.split.block_m:g} m for a share of "
-                    f"{share:g}; take a smaller split.block_m, larger shares, or another split.seed"
-                )
-    for reason, n in left_out.items():
+    for note in plan.notes:
+        say(f"{r.store}: {note}")
+    for reason, n in info.left_out.items():
         say(f"{r.store}: {n} patches left out: {reason}")
     return info
 
 
-def _identity(r: IngestRecipe) -> dict[str, Any]:
-    """The part of the recipe that decides what the store holds."""
-    d = as_dict(r)
-    del d["workers"], d["strict"], d["store"]
-    return d
-
-
-def _report_rejected(r: IngestRecipe, rejected: list[tuple[str, str]], say: Callable[[str], None]) -> None:
-    for _, reason in rejected:
-        say(f"rejected: {reason}")
-    if rejected and r.strict:
-        raise ArchiveError(f"{len(rejected)} patches rejected, and strict is set; mend the archive or set strict=false")
-
-
-def _plan(r: IngestRecipe) -> tuple[list[tuple[Planned, str]], list[tuple[str, str]], Counter[str]]:
-    """(patch, split) of all that will be read, in store order; (id, reason) of the rejected; counts left out."""
-    classes = nomenclature(r.nomenclature)
-    split_of = _splitter(r.split)
-    plan, rejected, left_out = [], [], Counter[str]()
-    for name in track(bigearthnet.patch_folders(r.archive), "plan", "patches"):
-        try:
-            patch = bigearthnet.plan_patch(r.archive, name, classes)
-        except PatchError as e:
-            rejected.append((name, str(e)))
-            continue
-        split = split_of(patch)
-        if not patch.classes:
-            left_out[f"no label in {classes.name}"] += 1
-        elif split is None:
-            left_out["in no split list"] += 1
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 -> "1-3, 7"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
         else:
-            plan.append((patch, split))
-    return plan, rejected, left_out
-
-
-def _splitter(s: SplitRecipe) -> Callable[[Planned], str | None]:
-    if s.by == "csv":
-        lists = {"train": s.train_csv, "val": s.val_csv, "test": s.test_csv}
-        if not s.train_csv:
-            raise RecipeError("split.by = csv needs split.train_csv (and val_csv, test_csv)")
-        split_of: dict[str, str] = {}
-        for split, path in lists.items():
-            for name in _names(path) if path else ():
-                if split_of.setdefault(name, split) != split:
-                    raise RecipeError(f"{path}: patch {name} stands in the {split_of[name]} list too")
-        return lambda patch: split_of.get(patch.id)
-    if s.val + s.test >= 1:
-        raise RecipeError(f"split.val + split.test = {s.val + s.test}: nothing is left to train on")
-    return lambda patch: _block_split(s, patch)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with open(path, newline="") as f:
-            return [row[0].strip() for row in csv.reader(f) if row and row[0].strip()]
-    except OSError as e:
-        raise RecipeError(f"{path}: cannot read the split list: {e.strerror}") from e
-
-
-def _block_split(s: SplitRecipe, patch: Planned) -> str:
-    """The split of a patch by its block alone, so that an archive may grow without patches changing sides."""
-    block = f"{s.seed}/{patch.crs}/{patch.ulx // s.block_m:.0f}/{patch.uly // s.block_m:.0f}"
-    u = int.from_bytes(hashlib.sha256(block.encode()).digest()[:8], "big") / 2**64
-    return "val" if u < s.val else "test" if u < s.val + s.test else "train"
-
-
-def _make(r: IngestRecipe, tasks: list[tuple[int, list[tuple[Planned, str]]]]) -> Iterator[Shard]:
-    workers = min(r.workers or os.cpu_count() or 1, len(tasks))
-    if workers == 1:
-        yield from (_make_shard(r, *task) for task in tasks)
-        return
-    # spawn: a fork would copy locks that GDAL's or MPI's threads hold
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(_make_shard, r, *task) for task in tasks]):
-            yield done.result()
-
-
-def _make_shard(r: IngestRecipe, number: int, part: list[tuple[Planned, str]]) -> Shard:
-    digest = hashlib.sha256(
-        json.dumps([_identity(r) | {"archive": ""}, [(asdict(p) | {"folder": ""}, s) for p, s in part]]).encode()
-    ).hexdigest()
-    return write_shard(
-        r.store,
-        number,
-        digest,
-        bigearthnet.GROUPS,
-        len(nomenclature(r.nomenclature).classes),
-        (_read(patch, split) for patch, split in part),
-    )
-
-
-def _read(patch: Planned, split: str) -> tuple[PatchRecord, dict[str, np.ndarray], list[int]] | tuple[str, str]:
-    try:
-        arrays = bigearthnet.read_patch(patch)
-    except PatchError as e:
-        return patch.id, str(e)
-    pixel = bigearthnet.SENSOR.finest_m
-    record = PatchRecord(
-        id=patch.id,
-        source=patch.id,
-        crs=patch.crs,
-        transform=(pixel, 0.0, patch.ulx, 0.0, -pixel, patch.uly),
-        date=patch.date,
-        country="",
-        split=split,
-        valid_fraction=float((arrays["10m"] > 0).all(0).mean()),
-    )
-    return record, arrays, list(patch.classes)
+            runs.append([n, n])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

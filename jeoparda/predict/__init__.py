@@ -7,7 +7,6 @@ weights and the settings, and the outputs by their checksums, so a killed job re
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +21,16 @@ from jeoparda.feed.plain import PlainTransform
 from jeoparda.files import sha256, whole
 from jeoparda.grid import PatchGrid
 from jeoparda.journal import Journal, provenance, read
-from jeoparda.nomenclature import nomenclature
 from jeoparda.progress import track
 from jeoparda.raster import png, thumbnail, write_map
-from jeoparda.scene import Scene, open_scene
-from jeoparda.sensors import sensor
-from jeoparda.store import Group, record_dtype
+from jeoparda.scene import Scene, SceneReader, SceneRecipe, open_scene
+from jeoparda.store import Group, Layout
 
 NODATA = 255
 FULL = 250  # the byte that means probability 1
 STRIP_PX = 1024  # rows of the finest band that are read at once: 125 MB of a whole Sentinel-2 tile
 _QUICKLOOK_PX = 1024
+_SAME_PIXEL = 1e-3  # relative: pixels of 63.997 m and 64 m are the same
 
 
 @recipe
@@ -40,23 +38,27 @@ class PredictRecipe:
     """jeoparda predict: coarse maps of whole scenes by a trained classifier, one pixel a patch."""
 
     run: Path = opt(REQUIRED, "folder of the training run")
-    scenes: list[Path] = opt(REQUIRED, "folders with one raster a band, such as a .SAFE or its IMG_DATA")
+    scenes: list[Path] = opt(REQUIRED, "folders with one scene each, such as a .SAFE or its IMG_DATA, or stacks")
     out: Path = opt(REQUIRED, "folder of the maps and their ledger")
     checkpoint: Literal["best", "last"] = opt("best", "best: highest validation micro F1")
     stride_px: int = opt(60, "from patch to patch, and so the pixel size of the map, in finest pixels", "px", ge=1)
     min_valid: float = opt(0.5, "a patch with a smaller share of measured pixels stays without data", ge=0, le=1)
     batch: int = opt(64, "patches at a time", "patches", ge=1)
+    scene: SceneRecipe = opt(SceneRecipe, "what the files of a scene are")
 
 
 def run(r: PredictRecipe) -> list[dict[str, Any]]:
     """Map every scene that the ledger does not hold yet. Returns the ledger's lines, one a scene.
 
-    RecipeError where the stride falls between pixels; SceneError where a scene's bands are missing or do not fit.
+    RecipeError where the stride falls between pixels; SceneError where a scene's bands are missing or do not fit,
+    or its unit is not the one that the network was trained on.
     """
     trained = load(r.run, r.checkpoint)
     mapper = _Mapper(r, trained)
-    scenes = [open_scene(folder, trained.bands) for folder in r.scenes]  # all are looked at before any work
+    scenes = [open_scene(folder, trained.bands, r.scene) for folder in r.scenes]  # all are looked at before any work
     _check_names(scenes)
+    for scene in scenes:
+        _check_unit(trained, scene)
     return [_scene(r, trained, mapper, scene) for scene in scenes]
 
 
@@ -67,6 +69,15 @@ def _check_names(scenes: list[Scene]) -> None:
             raise RecipeError(
                 f"scenes: two are named {scene.name!r}, and so would their maps; map them into two folders"
             )
+
+
+def _check_unit(trained: Trained, scene: Scene) -> None:
+    if scene.unit != trained.about["unit"]:
+        raise SceneError(
+            f"{scene.folder}: its pixels are {scene.unit} (sensor {scene.sensor}), the network was trained on "
+            f"{trained.about['unit']} (sensor {trained.about['sensor']}); where the files are of that sensor, say "
+            "so by the scene's `kind`"
+        )
 
 
 def _scene(r: PredictRecipe, trained: Trained, mapper: "_Mapper", scene: Scene) -> dict[str, Any]:
@@ -88,9 +99,13 @@ def _scene(r: PredictRecipe, trained: Trained, mapper: "_Mapper", scene: Scene) 
 
 
 def _key(r: PredictRecipe, weights: str, scene: Scene) -> str:
-    """A digest of all that decides a map: the bands' content, the weights, the settings."""
+    """A digest of all that decides a map: the bands' content and how it is read, the weights, the settings."""
+    read = ("index", "gain", "offset", "nodata", "warped")
     parts = {
-        "bands": {band: sha256(Path(info.path)) for band, info in sorted(scene.files.items())},
+        "content": [sha256(Path(path)) for path in scene.inputs],
+        "bands": {band: [getattr(file, name) for name in read] for band, file in scene.files.items()},
+        "grid": [scene.finest.crs, scene.finest.transform, scene.finest.height_px, scene.finest.width_px],
+        "fused": [scene.fusion.window, scene.fusion.weights] if scene.fusion else [],
         "weights": weights,
         "settings": [r.stride_px, r.min_valid],
         "scene": scene.name,
@@ -136,10 +151,14 @@ class _Mapper:
         """The patches over a scene. SceneError where its pixels are not the network's, or it is too small."""
         for g in self._groups:
             for band in g.bands:
-                if scene.files[band].pixel_size != g.pixel_m:
+                file, pixel = scene.files[band], scene.files[band].info.pixel_size
+                if abs(pixel - g.pixel_m) > _SAME_PIXEL * g.pixel_m:
                     raise SceneError(
-                        f"{scene.files[band].path}: pixels of {scene.files[band].pixel_size} (units of its CRS), "
-                        f"the network was trained on {g.pixel_m} m"
+                        f"{file.path}: pixels of {pixel} (units of its CRS), the network was trained on {g.pixel_m} m"
+                    )
+                if scene.dtype(band) != g.dtype:
+                    raise SceneError(
+                        f"{file.path}: pixels are {scene.dtype(band)}, the network was trained on {g.dtype}"
                     )
         height, width = scene.finest.height_px, scene.finest.width_px
         grid = PatchGrid(height, width, self._size, self._stride)
@@ -152,35 +171,36 @@ class _Mapper:
         memory at a time."""
         rows: list[np.ndarray] = []
         at_once = max(1, (STRIP_PX - self._size) // self._stride + 1)
-        for first in track(range(0, grid.rows, at_once), scene.name, "strips"):
-            count = min(at_once, grid.rows - first)
-            strip = self._strip(scene, grid, first, count)
-            rows += [self._row(self._cut(strip, grid.cols, row)) for row in range(count)]
+        with scene.reader() as reader:
+            for first in track(range(0, grid.rows, at_once), scene.name, "strips"):
+                count = min(at_once, grid.rows - first)
+                strip = self._strip(reader, grid, first, count)
+                rows += [self._row(*self._cut(strip, grid.cols, row)) for row in range(count)]
         return np.stack(rows, 1)
 
-    def _strip(self, scene: Scene, grid: PatchGrid, first: int, count: int) -> dict[str, np.ndarray]:
-        """{group: (band, row, col) uint16}: the scene under `count` rows of the grid. Patches overlap, and a band
-        may have to be decoded in large pieces, so many rows of patches are read at once."""
+    def _strip(self, reader: SceneReader, grid: PatchGrid, first: int, count: int) -> dict[str, np.ndarray]:
+        """{group: (band, row, col) of its type; "measured": (row, col) bool}: the scene under `count` rows of the grid.
+        Patches overlap, and a band may have to be decoded in large pieces, so many rows of patches are read at once."""
         top = grid.window(first, 0)[0]
         height, width = ((n - 1) * self._stride + self._size for n in (count, grid.cols))
         window = (top, 0, height, width)
-        return {g.name: np.stack([scene.read(band, window) for band in g.bands]) for g in self._groups}
+        pixels = {g.name: np.stack([reader.read(band, window) for band in g.bands]) for g in self._groups}
+        return pixels | {"measured": reader.measured(window)}
 
-    def _cut(self, strip: dict[str, np.ndarray], cols: int, row: int) -> np.ndarray:
-        """(col,) records of the patches of one row of the strip."""
-        records = np.zeros(cols, record_dtype(self._groups))
+    def _cut(self, strip: dict[str, np.ndarray], cols: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(col,) records of the patches of one row of the strip, and (col,) the share of each that was measured."""
+        records = np.zeros(cols, Layout(self._groups).dtype())
         for g in self._groups:
             step = self._stride * g.size_px // self._size
             lines = strip[g.name][:, row * step : row * step + g.size_px]
             for col in range(cols):
                 records[g.name][col] = lines[:, :, col * step : col * step + g.size_px]
-        return records
+        top, size = row * self._stride, self._size
+        lines = strip["measured"][top : top + size]
+        return records, np.array([lines[:, c * self._stride :][:, :size].mean() for c in range(cols)])
 
-    def _row(self, records: np.ndarray) -> np.ndarray:
-        """(class, col) probabilities."""
-        measured = (
-            (records[self._groups[0].name] > 0).all(1).mean((1, 2))
-        )  # zero is no data, in all Sentinel-2 products
+    def _row(self, records: np.ndarray, measured: np.ndarray) -> np.ndarray:
+        """(class, col) probabilities. measured: (col,) share of each patch."""
         none = np.zeros((self._batch, 3), bool)
         parts = []
         with torch.inference_mode():
@@ -202,7 +222,7 @@ def _write(
 ) -> dict[str, Any]:
     """The maps and pictures of a scene. scores: (class, row, col), nan without data. Returns its ledger line."""
     names = list(trained.about["classes"])
-    colors = nomenclature(trained.about["nomenclature"]).colors
+    colors = [tuple(c) for c in trained.about["colors"]]
     empty = np.isnan(scores[0])
     classes = np.where(empty, NODATA, scores.argmax(0)).astype(np.uint8)
     probabilities = np.where(empty, NODATA, np.round(np.nan_to_num(scores) * FULL)).astype(np.uint8)
@@ -262,8 +282,9 @@ def _write(
 
 def _quicklook(trained: Trained, scene: Scene) -> np.ndarray:
     """(row, col, 3) uint8, true colour."""
-    chosen = [scene.files[band].path for band in sensor(trained.about["sensor"]).rgb]
-    return stretch(np.stack([thumbnail(path, _QUICKLOOK_PX) for path in chosen], -1))
+    bands = trained.about["rgb"] or scene.bands[:1] * 3  # without red, green and blue: in grey
+    chosen = [scene.files[band] for band in bands]
+    return stretch(np.nan_to_num(np.stack([thumbnail(f.path, _QUICKLOOK_PX, f.index) for f in chosen], -1)))
 
 
 def _picture(path: Path, rgb: np.ndarray) -> None:
@@ -273,18 +294,22 @@ def _picture(path: Path, rgb: np.ndarray) -> None:
 
 def _warnings(trained: Trained, scene: Scene) -> list[str]:
     """What a reader of the map must know."""
-    wanted = trained.about["sensor"].rpartition("-")[2].upper()
-    found = []
-    if scene.level and scene.level != wanted:
-        found.append(
-            f"The scene is {scene.level} (top of the atmosphere), the network was trained on {wanted} "
-            "(surface reflectance): expect wrong classes."
-        )
-    if not scene.level:
-        found.append(f"The file names tell no processing level; the network was trained on {wanted}.")
-    if (baseline := re.search(r"_N(\d{4})_", scene.folder)) and baseline[1] >= "0400":
-        found.append(
-            f"Processing baseline {baseline[1][:2]}.{baseline[1][2:]} adds 1000 to the digital numbers, "
-            "and this is not taken off yet: expect wrong classes."
-        )
+    trained_on = trained.about["sensor"]
+    found = list(scene.notes)
+    if trained_on.startswith("sentinel-2-") and scene.sensor.startswith("sentinel-2-"):
+        return [*_level_warning(trained_on.rpartition("-")[2].upper(), scene.level), *found]
+    if scene.sensor != trained_on:
+        found.insert(0, f"The scene is of {scene.sensor}, the network was trained on {trained_on}.")
     return found
+
+
+def _level_warning(wanted: str, level: str) -> list[str]:
+    if not level:
+        return [f"The file names tell no processing level; the network was trained on {wanted}."]
+    if level == wanted:
+        return []
+    meaning = {"L1C": "top of the atmosphere", "L2A": "surface reflectance"}
+    return [
+        f"The scene is {level} ({meaning[level]}), the network was trained on {wanted} ({meaning[wanted]}): "
+        "expect wrong classes."
+    ]

@@ -1,21 +1,47 @@
 """The store: a folder of HDF5 shards that a training run reads one patch, one read.
 
-`format` says what the files hold, `writer` makes them, `reader` opens them. h5py stays in here.
+`format` says what the files hold, `writer` makes them, `reader` opens them, `check` finds what is damaged. h5py
+stays in here.
 """
 
-from jeoparda.store.format import Band, Group, PatchRecord, StoreInfo, group_records, record_dtype
-from jeoparda.store.reader import Store
-from jeoparda.store.writer import Shard, finalise, write_shard
+from jeoparda.store.check import Damage, damaged, labels_of
+from jeoparda.store.format import (
+    SPLITS,
+    Band,
+    Contents,
+    Group,
+    Layout,
+    PatchRecord,
+    Reject,
+    ShardInfo,
+    StoreInfo,
+    group_records,
+)
+from jeoparda.store.reader import Store, read_records, shard_sums
+from jeoparda.store.statistics import statistics_of
+from jeoparda.store.writer import Shard, finalise, finished, shard_path, write_shard
 
 __all__ = [
+    "SPLITS",
     "Band",
+    "Contents",
+    "Damage",
     "Group",
+    "Layout",
     "PatchRecord",
+    "Reject",
     "Shard",
+    "ShardInfo",
     "Store",
     "StoreInfo",
+    "damaged",
     "finalise",
+    "finished",
     "group_records",
-    "record_dtype",
+    "labels_of",
+    "read_records",
+    "shard_path",
+    "shard_sums",
+    "statistics_of",
     "write_shard",
 ]

@@ -2,15 +2,19 @@
 
     STORE/store.json         StoreInfo below; written last, so a folder with it is complete
     STORE/shards/NNNNN.h5    up to `patches_per_shard` patches each
+    STORE/plan.jsonl         which patch went where and what it was made from; what `store repair` works by
+    STORE/rejects.csv        what was left out of the archive, and why
 
-A shard has five datasets, all of length n (its number of patches), all plain HDF5 that h5dump and h5py understand:
+A shard's datasets are all of length n (its number of patches), all plain HDF5 that h5dump and h5py understand:
 
-    patches    (n,) compound: one field a resolution group, each (band, row, col) uint16, e.g. '10m' (4, 120, 120).
-               Contiguous, uncompressed, starting on a 4096-byte boundary (unless it is smaller than that); records
-               are padded to 4096 bytes where that costs at most 5 %. So patch i is the `record_bytes` at
+    patches    (n,) compound, the fields of Layout.dtype(): one a resolution group, each (band, row, col), and, where
+               the store has them, the high-resolution bands, the valid pixels and the mask. Contiguous,
+               uncompressed, starting on a 4096-byte boundary (unless it is smaller than that); records are padded
+               to 4096 bytes where that costs at most 5 %. So patch i is the `record_bytes` at
                offset(patches) + i * record_bytes.
     labels     (n, class) uint8, 1 where the patch carries the class
     table      (n,) compound: id, source, crs, transform, date, country, split, valid_fraction
+    dates      (n, date) text, ISO 8601, "" for a gap; only in stores of series and of pairs
     checksums  (n,) uint32: CRC-32 of each patch's record
     summary    () JSON text: exact sums per band over the training split, rejected patches
 
@@ -22,7 +26,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydantic
@@ -30,19 +34,83 @@ import pydantic
 from jeoparda.errors import StoreError
 from jeoparda.sensors import Sensor
 
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 4096  # bytes: a page, and what O_DIRECT and GPUDirect Storage ask for
+FIELD_ALIGNMENT = 64  # bytes: a cache line
 SPLITS = ("train", "val", "test")
+
+Target = Literal["labels", "label", "mask", "high-resolution mask", "series"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Bands of one pixel size, kept at that size."""
+    """Bands of one pixel size, kept at that size. `pixel_m`: in metres, or in the CRS's units where it has others
+    (1.0 for images without any); `dtype`: numpy's name of the pixels' type."""
 
     name: str  # "10m"
     pixel_m: float
     size_px: int
     bands: tuple[str, ...]
+    dtype: str = "uint16"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one record holds, field by field, in this order.
+
+    groups   a field a group, finest first: (band, row, col) of its dtype
+    high     "high": (band, row, col), the same ground at a higher resolution (super-resolution pairs)
+    valid    "valid": (row, col) uint8 on the finest grid of `groups`, 1 where measured and not cloud
+    mask_px  "mask": (row, col) uint8 of this side, class numbers, 255 where there is no label; 0: no mask
+    dates    with dates > 0, all but `high` have a leading axis of that many dates (series)
+    """
+
+    groups: tuple[Group, ...]
+    high: Group | None = None
+    valid: bool = False
+    mask_px: int = 0
+    dates: int = 0
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        return tuple(b for g in self.groups for b in g.bands)
+
+    @property
+    def size_px(self) -> int:
+        return self.groups[0].size_px
+
+    def fields(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Field name -> (dtype, shape)."""
+        time = (self.dates,) if self.dates else ()
+        found = {g.name: (g.dtype, (*time, len(g.bands), g.size_px, g.size_px)) for g in self.groups}
+        if self.high:
+            found["high"] = (self.high.dtype, (len(self.high.bands), self.high.size_px, self.high.size_px))
+        if self.valid:
+            found["valid"] = ("uint8", (*time, self.size_px, self.size_px))
+        if self.mask_px:
+            found["mask"] = ("uint8", (*time, self.mask_px, self.mask_px))
+        return found
+
+    def dtype(self) -> np.dtype:
+        """The compound type of one patch; fields start on cache lines, and the end is padded (see the module)."""
+        fields = self.fields()
+        offsets, used = [], 0
+        for kind, shape in fields.values():
+            offsets.append(used)
+            used = _up(used + np.dtype(kind).itemsize * int(np.prod(shape)), FIELD_ALIGNMENT)
+        padded = _up(used, ALIGNMENT)
+        return np.dtype(
+            {
+                "names": list(fields),
+                "formats": [(np.dtype(kind).newbyteorder("<"), shape) for kind, shape in fields.values()],
+                "offsets": offsets,
+                "itemsize": padded if padded <= used * 1.05 else used,  # a small chip stays small
+            }
+        )
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def group_records(sensor: Sensor, size_px: int) -> tuple[Group, ...]:
@@ -55,31 +123,14 @@ def group_records(sensor: Sensor, size_px: int) -> tuple[Group, ...]:
                 f"patch size {size_px} px at {sensor.finest_m} m is not a whole number of {pixel_m} m pixels; "
                 f"take a multiple of {max(m for m, _ in sensor.groups) // sensor.finest_m} px"
             )
-        groups.append(Group(f"{pixel_m}m", pixel_m, int(side), bands))
+        groups.append(Group(f"{pixel_m:g}m", pixel_m, int(side), bands))
     return tuple(groups)
-
-
-def record_dtype(groups: tuple[Group, ...]) -> np.dtype:
-    """The compound type of one patch, padded at its end (see the module's text)."""
-    formats = [("<u2", (len(g.bands), g.size_px, g.size_px)) for g in groups]
-    sizes = [int(np.dtype(f).itemsize) for f in formats]
-    used = sum(sizes)
-    padded = -(-used // ALIGNMENT) * ALIGNMENT
-    if padded > used * 1.05:
-        padded = -(-used // 64) * 64  # small chips: a cache line, not a page
-    return np.dtype(
-        {
-            "names": [g.name for g in groups],
-            "formats": formats,
-            "offsets": [sum(sizes[:i]) for i in range(len(sizes))],
-            "itemsize": padded,
-        }
-    )
 
 
 @dataclass(frozen=True)
 class PatchRecord:
-    """One row of the patch table. `transform`: of the finest grid. `date`: ISO 8601."""
+    """One row of the patch table. `transform`: of the finest grid. `date`: ISO 8601. `dates`: of a series, or of a
+    pair (low, high); "" for a gap."""
 
     id: str
     source: str
@@ -89,6 +140,22 @@ class PatchRecord:
     country: str
     split: str
     valid_fraction: float
+    dates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A patch, file or scene that was left out: which, because of which file, why, and what was expected instead.
+    `fault`: False for one that is sound, and that the recipe does not want (too little of it is valid)."""
+
+    id: str
+    file: str
+    reason: str
+    expected: str
+    fault: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file or self.id}: {self.reason}" + (f"; expected {self.expected}" if self.expected else "")
 
 
 def table_of(records: list[PatchRecord]) -> np.ndarray:
@@ -110,53 +177,76 @@ def table_of(records: list[PatchRecord]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Band:
-    """A band's statistics over the pixels of the training split, in digital numbers. The standard deviation is
-    over the population; both are from exact integer sums."""
+    """A band's statistics over the valid pixels of the training split, in the store's unit. The standard deviation
+    is over the population; both are from exact sums."""
 
     pixels: int
     mean: float
     std: float
-    min: int
-    max: int
+    min: float
+    max: float
 
 
 @dataclass(frozen=True)
 class ShardInfo:
+    """`offset`: the byte where its records begin, so that they can be read where the file's own tables are damaged."""
+
     file: str
     patches: int
+    offset: int
     sha256: str
 
 
 @dataclass(frozen=True)
-class StoreInfo:
-    """store.json. `statistics`: a Band per band name, over the training split. `class_patches`: split -> number
-    of patches with each class. `rejected`: what was left out of the archive, and why."""
+class Contents:
+    """What a store is of, known before a pixel is read.
+
+    sensor: its name. unit: of the pixels, "reflectance x 10000" or "digital number". rgb: the bands for a picture in
+    true colour, () where there are none. classes, colors: by class number. target: what the patches teach.
+    """
 
     sensor: str
-    groups: tuple[Group, ...]
+    unit: str
+    rgb: tuple[str, ...]
+    layout: Layout
     nomenclature: str
     classes: tuple[str, ...]
-    record_bytes: int
-    patches: int
-    splits: dict[str, int]
-    shards: tuple[ShardInfo, ...]
-    statistics: dict[str, Band]
-    class_patches: dict[str, list[int]]
-    rejected: tuple[tuple[str, str], ...]
-    recipe: dict[str, Any]
-    jeoparda: str
-    target: str = "labels"
+    colors: tuple[tuple[int, int, int], ...]
+    target: Target = "labels"
+
+
+@dataclass(frozen=True)
+class StoreInfo(Contents):
+    """store.json. `statistics`: a Band per band name, over the training split. `class_patches`: split -> number of
+    patches with each class; `class_pixels`: split -> number of mask pixels of each class, empty without masks.
+    `rejected`: what was left out of the archive, and why; `left_out`: reason -> number of patches that the recipe
+    does not want."""
+
+    record_bytes: int = 0
+    patches: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    shards: tuple[ShardInfo, ...] = ()
+    statistics: dict[str, Band] = field(default_factory=dict)
+    class_patches: dict[str, list[int]] = field(default_factory=dict)
+    class_pixels: dict[str, list[int]] = field(default_factory=dict)
+    rejected: tuple[Reject, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    jeoparda: str = ""
     format: str = "jeoparda-store"
     version: int = VERSION
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.layout.groups
 
     @property
     def bands(self) -> tuple[str, ...]:
-        return tuple(b for g in self.groups for b in g.bands)
+        return self.layout.bands
 
     @property
     def size_px(self) -> int:
-        return self.groups[0].size_px
+        return self.layout.size_px
 
     def dumps(self) -> str:
         """The text of store.json; its last key is the checksum of all before it."""

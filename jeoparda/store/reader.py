@@ -1,8 +1,6 @@
 """Opening a store: HDF5 is asked once where things are; patches are then plain bytes at known offsets."""
 
 import os
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -10,7 +8,27 @@ import numpy as np
 
 from jeoparda.errors import StoreError
 from jeoparda.files import sha256
-from jeoparda.store.format import SPLITS, ShardInfo, StoreInfo, record_dtype
+from jeoparda.store.format import ShardInfo, StoreInfo
+from jeoparda.store.statistics import Sums
+
+
+def read_records(path: Path, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
+    """(count,) records that begin at a byte of a shard, without HDF5. Fewer where the file ends early."""
+    with open(path, "rb") as f:
+        raw = os.pread(f.fileno(), count * dtype.itemsize, offset)
+    return np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)
+
+
+def shard_sums(folder: Path, info: StoreInfo, number: int) -> Sums:
+    """The sums behind the statistics, over the patches of one shard."""
+    sums, dtype, shard = Sums(info), info.layout.dtype(), info.shards[number]
+    path = folder / "shards" / shard.file
+    with h5py.File(path, "r") as f:
+        splits, labels = f["table"]["split"], f["labels"][:]
+    for i in range(shard.patches):
+        record = read_records(path, shard.offset + i * dtype.itemsize, 1, dtype)[0]
+        sums.add(record, labels[i], splits[i].decode())
+    return sums
 
 
 class Store:
@@ -25,7 +43,7 @@ class Store:
         self.folder = Path(folder)
         self.info = StoreInfo.read(self.folder)
         self.digest = sha256(self.folder / "store.json")
-        self.dtype = record_dtype(self.info.groups)
+        self.dtype = self.info.layout.dtype()
         self.paths = [self.folder / "shards" / s.file for s in self.info.shards]
         labels: list[np.ndarray] = []
         tables: list[np.ndarray] = []
@@ -44,6 +62,7 @@ class Store:
         self.shard_of = np.concatenate(shard_of)
         self.offset_of = np.concatenate(offset_of)
         self._tables = tables
+        self._splits: np.ndarray | None = None
 
     def _look(self, path: Path, shard: ShardInfo) -> tuple[int, tuple[np.ndarray, ...]]:
         """The byte where a shard's records begin, and its labels, table and checksums."""
@@ -55,7 +74,7 @@ class Store:
                 parts = tuple(f[name][:] for name in ("labels", "table", "checksums"))
         except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:  # h5py has no error of its own
             raise StoreError(
-                f"{path}: cannot be read ({e}); delete it and ingest again, which makes this shard only"
+                f"{path}: cannot be read ({e}); `jeoparda store repair {self.folder}` makes it again from the archive"
             ) from e
         if found != (shard.patches, self.info.record_bytes):
             raise StoreError(
@@ -76,7 +95,9 @@ class Store:
         """(n,) int64: the numbers of the patches of a split ("train", "val", "test", or "all")."""
         if name == "all":
             return np.arange(len(self), dtype=np.int64)
-        found = np.flatnonzero(self.column("split") == name)
+        if self._splits is None:
+            self._splits = self.column("split")
+        found = np.flatnonzero(self._splits == name)
         if not len(found):
             have = ", ".join(f"{k} {v}" for k, v in self.info.splits.items())
             raise StoreError(f"{self.folder}: split {name!r} is empty; patches by split: {have}")
@@ -84,9 +105,17 @@ class Store:
 
     def patch(self, number: int) -> np.ndarray:
         """One patch as a structured scalar: `store.patch(i)["10m"]` is (band, row, col) uint16."""
-        with open(self.paths[self.shard_of[number]], "rb") as f:
-            raw = os.pread(f.fileno(), self.dtype.itemsize, int(self.offset_of[number]))
-        return np.frombuffer(raw, self.dtype)[0]
+        path = self.paths[self.shard_of[number]]
+        return read_records(path, int(self.offset_of[number]), 1, self.dtype)[0]
+
+    def dates(self, number: int) -> list[str]:
+        """The dates of a series, or of a pair (low, high); "" for a gap. Empty for a patch of one date."""
+        shard = self.shard_of[number]
+        with h5py.File(self.paths[shard], "r") as f:
+            if "dates" not in f:
+                return []
+            first = int(np.searchsorted(self.shard_of, shard))
+            return [d.decode() for d in f["dates"][number - first]]
 
     def band(self, number: int, band: str) -> np.ndarray:
         """One band of one patch at its native resolution, (row, col) uint16."""
@@ -102,17 +131,3 @@ class Store:
             raise StoreError(f"{self.folder}: its training split is empty, so there are no band statistics")
         std = [s.std if s.std > 0 else 1.0 for s in stats]  # a constant band becomes zeros, not infinities
         return np.array([s.mean for s in stats], np.float32), np.array(std, np.float32)
-
-    def verify(self) -> Iterator[str]:
-        """Every fault found, one line each; nothing yielded means bit for bit as written."""
-        ids = self.column("id")
-        for number, path in enumerate(self.paths):
-            if sha256(path) == self.info.shards[number].sha256:
-                continue
-            yield f"{path}: differs from its checksum in store.json"
-            for i in np.flatnonzero(self.shard_of == number):
-                if zlib.crc32(self.patch(int(i)).tobytes()) != self.checksums[i]:
-                    yield f"{path}: patch {ids[i]} is damaged"
-
-
-__all__ = ["SPLITS", "Store"]

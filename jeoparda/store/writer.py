@@ -1,9 +1,14 @@
 """Writing a store: shards one by one, in any order, by anyone; then `finalise`."""
 
+import csv
+import errno
+import hashlib
+import io
 import json
+import os
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +20,15 @@ from jeoparda.files import sha256, whole
 from jeoparda.store.format import (
     ALIGNMENT,
     SPLITS,
-    Band,
-    Group,
+    VERSION,
+    Contents,
     PatchRecord,
+    Reject,
     ShardInfo,
     StoreInfo,
-    record_dtype,
     table_of,
 )
+from jeoparda.store.statistics import Sums, all_bands, statistics_of
 
 
 @dataclass(frozen=True)
@@ -34,131 +40,196 @@ class Shard:
     summary: dict[str, Any]
 
 
+Row = tuple[PatchRecord, dict[str, np.ndarray], tuple[int, ...]]
+
+
 def shard_path(store: Path, number: int) -> Path:
     return store / "shards" / f"{number:05d}.h5"
 
 
 def write_shard(
-    store: Path,
-    number: int,
-    plan: str,
-    groups: tuple[Group, ...],
-    classes: int,
-    patches: Iterable[tuple[PatchRecord, dict[str, np.ndarray], list[int]] | tuple[str, str]],
+    store: Path, number: int, plan: str, contents: Contents, patches: Iterable[Row | Reject], most: int
 ) -> Shard:
-    """Write one shard, or take the finished one that is there, if no patch of it was rejected.
+    """Write one shard of up to `most` patches.
 
-    `patches` yields, in order, (record, {group name: (band, row, col) uint16}, class numbers), or (id, reason) for
-    a patch that is rejected; it is not touched when the shard is there. `plan`: a digest of what the shard is made
-    from; a shard of another plan under the same name is a StoreError, never overwritten.
+    `patches` yields, in order, (record, arrays as Layout.fields() names and shapes them, class numbers), or a Reject.
+    `plan`: a digest of what the shard is made from. The file appears when it is whole; StoreError for a full disk or
+    an exhausted quota, which leaves everything as it was.
     """
     path = shard_path(store, number)
-    if path.exists() and not (found := _finished(path, number, plan)).summary["rejected"]:
-        return found  # one with rejected patches is made again: the archive may have been mended
-    dtype = record_dtype(groups)
-    records, rows, labels, rejected = [], [], [], []
+    data = np.zeros(most, contents.layout.dtype())
+    labels = np.zeros((most, len(contents.classes)), np.uint8)
+    sums, records, rejected = Sums(contents), [], []
     for patch in patches:
-        if len(patch) == 2:
+        if isinstance(patch, Reject):
             rejected.append(patch)
             continue
         record, arrays, numbers = patch
-        row = np.zeros((), dtype)
-        for g in groups:
-            row[g.name] = arrays[g.name]
+        row, flags = data[len(records)], labels[len(records)]
+        for name in data.dtype.names or ():
+            row[name] = arrays[name]
+        flags[list(numbers)] = 1
+        sums.add(row, flags, record.split)
         records.append(record)
-        rows.append(row)
-        labels.append(np.isin(np.arange(classes), numbers).astype(np.uint8))
-    data = np.array(rows, dtype) if rows else np.zeros(0, dtype)
-    flags = np.array(labels, np.uint8).reshape(len(labels), classes)
-    summary = {"plan": plan, "rejected": rejected, **_sums(groups, data, flags, [r.split for r in records])}
-    _write(path, data, flags, table_of(records), summary)
-    return Shard(number, ShardInfo(path.name, len(records), sha256(path)), summary)
+    n = len(records)
+    n = len(records)
+    summary = {"plan": plan, "rejected": [asdict(r) for r in rejected], **sums.summary()}
+    image, offset = _image(contents, data[:n], labels[:n], records, summary)
+    try:
+        with whole(path) as draft:
+            draft.write_bytes(image)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StoreError(
+            f"{path}: {os.strerror(e.errno)}, {len(image) / 1e6:.1f} MB were to be written; nothing is lost: make room "
+            "(or write to another filesystem) and run the same command again, finished shards are kept"
+        ) from e
+    return Shard(number, ShardInfo(path.name, n, offset, hashlib.sha256(image).hexdigest()), summary)
 
 
-def _write(path: Path, data: np.ndarray, labels: np.ndarray, table: np.ndarray, summary: dict[str, Any]) -> None:
-    checksums = [zlib.crc32(row.tobytes()) for row in data]
+def _image(
+    c: Contents, data: np.ndarray, labels: np.ndarray, records: list[PatchRecord], summary: dict[str, Any]
+) -> tuple[memoryview, int]:
+    """The bytes of a shard's file, and the one where its records begin.
+
+    Made in memory: HDF5 that meets a full disk while it writes may take the process with it.
+    """
+    table, checksums = table_of(records), np.array([zlib.crc32(row.tobytes()) for row in data], np.uint32)
     aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
-    with whole(path) as draft, h5py.File(draft, "w", libver=("v110", "v110"), **aligned) as f:
-        f.create_dataset("patches", data=data)
-        f.create_dataset("labels", data=labels)
-        f.create_dataset("table", data=table)
-        f.create_dataset("checksums", data=np.array(checksums, np.uint32))
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver=("v110", "v110"), **aligned) as f:
+        f.attrs.update(_about(c))
+        patches = f.create_dataset("patches", data=data)
+        patches.attrs.update(_about_patches(c))
+        f.create_dataset("labels", data=labels).attrs.update(
+            description="1 where the patch carries the class, see the attribute 'classes' of the file",
+            dimensions="patch class",
+        )
+        f.create_dataset("table", data=table).attrs.update(
+            description="one row a patch; transform: x = a col + b row + c, y = d col + e row + f of the finest "
+            "pixels, in the units of the CRS; date: ISO 8601; valid_fraction: share of measured, cloud-free pixels",
+            dimensions="patch",
+        )
+        if any(r.dates for r in records):
+            width = max(len(r.dates) for r in records)
+            rows = [[d.encode() for d in r.dates] + [b""] * (width - len(r.dates)) for r in records]
+            f.create_dataset("dates", data=np.array(rows, "S19")).attrs.update(
+                description="ISO 8601; of a pair: low, high resolution; empty: a gap", dimensions="patch date"
+            )
+        f.create_dataset("checksums", data=checksums).attrs.update(
+            description="CRC-32 of each patch's record", dimensions="patch"
+        )
         f.create_dataset("summary", data=np.bytes_(json.dumps(summary, sort_keys=True)))
+        offset = patches.id.get_offset() or 0  # None only for a shard without patches
+    return memory.getbuffer(), offset
 
 
-def _finished(path: Path, number: int, plan: str) -> Shard:
+def _about(c: Contents) -> dict[str, Any]:
+    """The attributes of a shard's file: what a stranger needs who opens it with h5dump."""
+    return {
+        "title": "Patches of satellite images, a shard of a jeoparda store; store.json beside the folder has the rest",
+        "format": "jeoparda-store",
+        "version": VERSION,
+        "sensor": c.sensor,
+        "nomenclature": c.nomenclature,
+        "classes": json.dumps(c.classes, ensure_ascii=False),
+    }
+
+
+def _about_patches(c: Contents) -> dict[str, Any]:
+    time = "date " if c.layout.dates else ""
+    about = {"description": "one record a patch; each attribute below tells of the field of its name"}
+    for g in (*c.layout.groups, *([c.layout.high] if c.layout.high else [])):
+        series = time if g is not c.layout.high else ""
+        about[g.name] = f"{series}band row col; bands {' '.join(g.bands)}; pixels of {g.pixel_m:g} m; unit: {c.unit}"
+    if c.layout.valid:
+        about["valid"] = f"{time}row col; 1 where measured and cloud-free"
+    if c.layout.mask_px:
+        about["mask"] = f"{time}row col; class numbers, 255 where there is no label"
+    return about
+
+
+def finished(store: Path, number: int, plan: str, with_rejects: bool = False) -> Shard | None:
+    """The shard that is there, if it is whole and every record fits its checksum; None where it is to be made.
+
+    One with faulty patches counts only `with_rejects`: else it is to be made again, as the archive may have been
+    mended since. StoreError for a shard of another plan, which is never overwritten.
+    """
+    path = shard_path(store, number)
+    if not path.exists():
+        return None
     try:
         with h5py.File(path, "r") as f:
             summary = json.loads(f["summary"][()])
-            patches = len(f["labels"])
-    except (OSError, KeyError, ValueError) as e:
-        raise StoreError(f"{path}: not a shard of a store ({e}); delete it and ingest again") from e
-    if summary["plan"] != plan:
-        raise StoreError(
-            f"{path}: was made from another archive, recipe or version of jeoparda; "
-            "give another `store`, or delete this one"
-        )
-    return Shard(number, ShardInfo(path.name, patches, sha256(path)), summary)
+            if summary["plan"] != plan:
+                raise StoreError(
+                    f"{path}: was made from another archive, recipe or version of jeoparda; "
+                    "give another `store`, or delete this one"
+                )
+            patches, checksums = f["patches"], f["checksums"][:]
+            sound = all(zlib.crc32(row.tobytes()) == c for row, c in zip(_rows(patches), checksums, strict=True))
+            info = ShardInfo(path.name, len(patches), patches.id.get_offset() or 0, sha256(path))
+    except StoreError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # no HDF5, or not ours: made again
+        return None
+    return (
+        Shard(number, info, summary)
+        if sound and (with_rejects or not any(x["fault"] for x in summary["rejected"]))
+        else None
+    )
 
 
-def _sums(groups: tuple[Group, ...], data: np.ndarray, labels: np.ndarray, splits: list[str]) -> dict[str, Any]:
-    """Integer sums, so that the statistics are the same in whatever order shards are added up."""
-    where = np.array(splits, dtype="U5")
-    train = data[where == "train"]
-    bands = {}
-    for g in groups:
-        values = train[g.name]
-        for i, band in enumerate(g.bands):
-            x = values[:, i].astype(np.uint64)
-            bands[band] = [x.size, int(x.sum()), int((x * x).sum())] + ([int(x.min()), int(x.max())] if x.size else [])
-    return {
-        "bands": bands,
-        "splits": {s: int((where == s).sum()) for s in SPLITS},
-        "class_patches": {s: labels[where == s].sum(0, dtype=int).tolist() for s in SPLITS},
-    }
+def _rows(patches: h5py.Dataset) -> Iterator[np.ndarray]:
+    step = max(1, (8 << 20) // patches.dtype.itemsize)
+    for first in range(0, len(patches), step):
+        yield from patches[first : first + step]
 
 
 def finalise(
     store: Path,
     shards: Iterable[Shard],
-    sensor: str,
-    groups: tuple[Group, ...],
-    nomenclature: str,
-    classes: tuple[str, ...],
-    rejected: list[tuple[str, str]],
+    contents: Contents,
+    rejected: Iterable[Reject],
+    left_out: dict[str, int],
     recipe: dict[str, Any],
     version: str,
 ) -> StoreInfo:
-    """Add the shards up and write store.json, last. `rejected`: patches that were never planned into a shard."""
+    """Add the shards up and write rejects.csv and, last, store.json. `rejected`: what came into no shard's plan."""
     shards = sorted(shards, key=lambda s: s.number)
     sums = [s.summary for s in shards]
+    everything = (*rejected, *(Reject(**r) for s in sums for r in s["rejected"]))
+
+    def added(name: str) -> dict[str, list[int]]:
+        parts = {split: [s[name][split] for s in sums if s[name]] for split in SPLITS}
+        return {split: np.sum(counts, axis=0, dtype=int).tolist() for split, counts in parts.items() if counts}
+
     info = StoreInfo(
-        sensor=sensor,
-        groups=groups,
-        nomenclature=nomenclature,
-        classes=classes,
-        record_bytes=record_dtype(groups).itemsize,
+        **{name: getattr(contents, name) for name in Contents.__dataclass_fields__},
+        record_bytes=contents.layout.dtype().itemsize,
         patches=sum(s.info.patches for s in shards),
         splits={split: sum(s["splits"][split] for s in sums) for split in SPLITS},
         shards=tuple(s.info for s in shards),
-        statistics={b: _statistics([s["bands"][b] for s in sums]) for g in groups for b in g.bands},
-        class_patches={
-            split: np.sum([s["class_patches"][split] for s in sums], axis=0, dtype=int).tolist() for split in SPLITS
-        },
-        rejected=tuple(rejected) + tuple((i, r) for s in sums for i, r in s["rejected"]),
+        statistics={b: statistics_of([s["bands"][b] for s in sums]) for b in all_bands(contents.layout)},
+        class_patches=added("class_patches"),
+        class_pixels=added("class_pixels"),
+        rejected=everything,
+        left_out=left_out,
         recipe=recipe,
         jeoparda=version,
     )
-    for draft in (store / "shards").glob(".*.part"):  # of writers that were killed
-        draft.unlink(missing_ok=True)
+    for folder in (store, store / "shards"):
+        for draft in folder.glob(".*.part"):  # of writers that were killed
+            draft.unlink(missing_ok=True)
+    _write_rejects(store / "rejects.csv", everything)
     with whole(store / "store.json") as draft:
         draft.write_text(info.dumps())
     return info
 
 
-def _statistics(parts: list[list[int]]) -> Band:
-    n, total, squares = (sum(p[i] for p in parts) for i in range(3))
-    if n == 0:
-        return Band(0, 0.0, 1.0, 0, 0)
-    variance = (n * squares - total * total) / (n * n)  # exact integers up to the one division
-    return Band(n, total / n, variance**0.5, min(p[3] for p in parts if p[0]), max(p[4] for p in parts if p[0]))
+def _write_rejects(path: Path, rejected: tuple[Reject, ...]) -> None:
+    with whole(path) as draft, open(draft, "w", newline="") as f:
+        table = csv.writer(f, lineterminator="\n")
+        table.writerow(["id", "file", "reason", "expected", "kind"])
+        table.writerows([r.id, r.file, r.reason, r.expected, "fault" if r.fault else "not wanted"] for r in rejected)

@@ -1,20 +1,12 @@
-"""Synthetic archives in BigEarthNet's layout: any number of patches from a seed.
+"""Synthetic archives in BigEarthNet's layouts: any number of patches from a seed.
 
 A patch is a pure function of the seed and its number. So the archive is the same for any number of workers, a
 stopped run is taken up where it stood, and asking for more patches adds to what is there.
 """
 
 import json
-import multiprocessing
-import os
 import shutil
-import struct
-import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +17,42 @@ from jeoparda.errors import ArchiveError, RecipeError
 from jeoparda.files import whole
 from jeoparda.nomenclature import CLC
 from jeoparda.progress import track
-from jeoparda.raster import write_band
-from jeoparda.sensors import SENTINEL_2_L2A
 from jeoparda.synth import landscape, spectra
 from jeoparda.synth.landscape import PATCH_M, Place
+from jeoparda.synth.layout import (
+    Layout,
+    Packing,
+    Patch,
+    Row,
+    files_of,
+    folder_of,
+    geotiff,
+    pack,
+    row_of,
+    write,
+    write_tables,
+)
+from jeoparda.workers import Workers, workers
+
+__all__ = ["MARKER", "Patch", "SynthRecipe", "geotiff", "landscape", "patch", "run", "spectra", "utm_wkt"]
 
 MARKER = "synth.json"
 _FORMAT = 1  # raised when the same seed begins to give other patches
 _CHUNK = 50  # patches a task: long enough to hide the cost of handing it over
 _PATCH, _SCENE_LIGHT = 10, 11  # kinds of random numbers, beside those of landscape
 
+Chunk = tuple[list[Row], list[dict[str, dict[str, bytes]]]]  # rows of v2's tables, files of each patch
+
 
 @recipe
 class SynthRecipe:
-    """jeoparda synth: a synthetic archive in the layout of BigEarthNet v1, from a seed."""
+    """jeoparda synth: a synthetic archive in the layout of BigEarthNet v1 or v2, from a seed."""
 
     out: Path = opt(REQUIRED, "folder to make; an unfinished or smaller one of the same seed is taken up")
     patches: int = opt(10_000, "patches that the archive is to hold", gt=0, le=10_000_000)
     seed: int = opt(0, "another seed, another archive", ge=0)
+    layout: Layout = opt("bigearthnet-v1", "v2: a tree of tiles, metadata.parquet and reference maps")
+    tar: Packing = opt("none", "the archive packed as it is published, in tar files; such a run starts from scratch")
     workers: int = opt(0, "processes; 0: one a core", ge=0)
     cloud: float = opt(
         0.05, "share of the patches with a cloud and its shadow; labels know nothing of them", ge=0, le=1
@@ -51,32 +61,19 @@ class SynthRecipe:
     label_min_fraction: float = opt(0.06, "smallest share of a patch that a class must cover", ge=0.01, le=0.5)
 
 
-@dataclass(frozen=True)
-class Patch:
-    """A patch in memory. `bands`: {"10m" | "20m" | "60m": (band, row, col) uint16}, as `sensors` orders them;
-    `classes`: (row, col) uint8 at 10 m, numbers in CLC; `labels`: the CORINE names of all classes in it."""
-
-    name: str
-    bands: dict[str, np.ndarray]
-    classes: np.ndarray
-    labels: tuple[str, ...]
-    metadata: dict[str, Any]
-    place: Place
-
-
 def patch(r: SynthRecipe, index: int) -> Patch:
-    """Patch number `index` (from 0): a pure function of the number and of the recipe without out, patches, workers."""
+    """Patch number `index` (from 0): a pure function of the number, the seed and what the recipe says of light."""
     where = landscape.place(r.seed, index)
     rng = np.random.default_rng((r.seed, _PATCH, index))
     classes = landscape.class_map(rng, landscape.present(rng, where), r.label_min_fraction)
     light = _light(r.seed, where)
     cube = spectra.through_air(spectra.ground(rng, classes, light), light)
-    if rng.random() < r.cloud:
+    if cloudy := bool(rng.random() < r.cloud):
         cube = spectra.add_cloud(rng, cube)
     share = np.bincount(classes.ravel(), minlength=len(CLC)) / classes.size
     labels = tuple(c.name for c, s in zip(CLC, share, strict=True) if s >= r.label_min_fraction)
     bands = spectra.sense(rng, cube, r.noise)
-    return Patch(where.name, bands, classes, labels, _metadata(r, index, where, labels), where)
+    return Patch(where.name, bands, classes, labels, _metadata(r, index, where, labels), where, cloudy)
 
 
 def _light(seed: int, where: Place) -> spectra.Light:
@@ -128,9 +125,13 @@ def run(r: SynthRecipe, say: Callable[[str], None] = print) -> Path:
     RecipeError where the folder holds an archive of another seed or other settings; ArchiveError where it holds
     something else, or cannot be written.
     """
-    _claim(r)
-    chunks = [range(i, min(i + _CHUNK, r.patches)) for i in range(0, r.patches, _CHUNK)]
-    made = sum(track(_make(r, chunks), "synth", f"chunks of {_CHUNK} patches", len(chunks)))
+    chunks = [(r, range(i, min(i + _CHUNK, r.patches))) for i in range(0, r.patches, _CHUNK)]
+    with workers(r.workers) as w:
+        if w is None:  # a rank that worked for rank 0
+            return r.out
+        _claim(r)
+        work = _folders(r, w, chunks) if r.tar == "none" else _tars(r, w, chunks)
+        made = sum(track(work, "synth", "patches", r.patches))
     there = r.patches - made
     say(f"{r.out}: {r.patches} patches, {made} made now" + (f", {there} were there" if there else ""))
     return r.out
@@ -138,13 +139,16 @@ def run(r: SynthRecipe, say: Callable[[str], None] = print) -> Path:
 
 def _settings(r: SynthRecipe) -> dict[str, Any]:
     """What decides the bytes of a patch."""
-    return {
+    settings = {
         "format": _FORMAT,
         "seed": r.seed,
         "cloud": r.cloud,
         "noise": r.noise,
         "label_min_fraction": r.label_min_fraction,
     }
+    # archives of before these keys are of the default layout
+    more = {"layout": r.layout} if r.layout != "bigearthnet-v1" else {}
+    return settings | more | ({"tar": r.tar} if r.tar != "none" else {})
 
 
 def _claim(r: SynthRecipe) -> None:
@@ -159,7 +163,7 @@ def _claim(r: SynthRecipe) -> None:
         else:
             with whole(marker) as draft:
                 draft.write_text(json.dumps(wanted, indent=1) + "\n")
-        for left in r.out.glob(".*.part"):
+        for left in r.out.glob(".*.part" if r.layout == "bigearthnet-v1" else "*/*/.*.part"):
             shutil.rmtree(left)
     except ArchiveError:
         raise
@@ -171,73 +175,84 @@ def _claim(r: SynthRecipe) -> None:
 
 def _compare(marker: Path, found: Any, wanted: dict[str, Any]) -> None:
     found = found if isinstance(found, dict) else {}
-    other = [f"{k} is {found.get(k)}, the recipe says {v}" for k, v in wanted.items() if found.get(k) != v]
+    keys = [*wanted, *(k for k in found if k not in wanted)]
+    other = [f"{k} is {found.get(k)}, the recipe says {wanted.get(k)}" for k in keys if found.get(k) != wanted.get(k)]
     if other:
         raise RecipeError(f"{marker}: the archive there is another one: {'; '.join(other)}; choose another `out`")
 
 
-def _make(r: SynthRecipe, chunks: list[range]) -> Iterator[int]:
-    workers = min(r.workers or os.cpu_count() or 1, len(chunks))
-    if workers == 1:
-        yield from (_make_chunk(r, chunk) for chunk in chunks)
-        return
-    try:
-        # spawn: a fork would copy locks that GDAL's threads hold
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for done in as_completed([pool.submit(_make_chunk, r, chunk) for chunk in chunks]):
-                yield done.result()
-    except BrokenProcessPool as e:
-        raise ArchiveError(f"{r.out}: a worker was killed (out of memory?); start again to go on") from e
+# ---- folders
 
 
-def _make_chunk(r: SynthRecipe, chunk: range) -> int:
-    """Write the patches of a chunk that are not there yet; how many they were."""
-    made = 0
+def _folders(r: SynthRecipe, w: Workers, chunks: list[tuple[SynthRecipe, range]]) -> Iterator[int]:
+    """How many patches were written, chunk by chunk; last, the tables."""
+    rows: list[Row] = []
+    for made, some in w.map(_make_chunk, chunks):
+        rows += some
+        yield made
+    if r.layout == "bigearthnet-v2":
+        write_tables(r.out, rows)
+
+
+def _make_chunk(r: SynthRecipe, chunk: range) -> tuple[int, list[Row]]:
+    """Write the patches of a chunk that are not there yet; how many they were, and the rows of all of it in v2's
+    tables, for which a patch that is there is made again in memory."""
+    made, rows = 0, []
     for index in chunk:
-        if not (r.out / landscape.place(r.seed, index).name).is_dir():
-            write(r.out, patch(r, index))
+        there = (r.out / folder_of(r.layout, landscape.place(r.seed, index))).is_dir()
+        if there and r.layout == "bigearthnet-v1":
+            continue
+        found = patch(r, index)
+        rows += _rows(r, found)
+        if not there:
+            write(r.out, r.layout, found)
             made += 1
-    return made
+    return made, rows
 
 
-def write(archive: Path, made: Patch) -> None:
-    """A patch as a folder of `archive`, which appears under its name when it is whole."""
-    part = archive / f".{made.name}.part"
+def _rows(r: SynthRecipe, made: Patch) -> list[Row]:
+    row = row_of(r.seed, made) if r.layout == "bigearthnet-v2" else None
+    return [row] if row else []
+
+
+# ---- tars
+
+
+def _tars(r: SynthRecipe, w: Workers, chunks: list[tuple[SynthRecipe, range]]) -> Iterator[int]:
+    """As `_folders`; each run packs all of the patches."""
+    rows: list[Row] = []
+    counts: list[int] = []
+
+    def files() -> Iterator[dict[str, dict[str, bytes]]]:
+        for some, found in _in_order(w.map(_chunk_files, chunks)):
+            rows.extend(row for row in some if row)
+            yield from found
+            counts.append(len(found))
+
     try:
-        part.mkdir()
-        for pixel_m, names in SENTINEL_2_L2A.groups:
-            for name, band in zip(names, made.bands[f"{pixel_m}m"], strict=True):
-                file = part / f"{made.name}_{name}.tif"
-                file.write_bytes(geotiff(band, made.place.zone, made.place.ulx_m, made.place.uly_m))
-        (part / f"{made.name}_labels_metadata.json").write_text(json.dumps(made.metadata))
-        part.rename(archive / made.name)
-    except OSError as e:  # rasterio's errors are OSErrors too
-        shutil.rmtree(part, ignore_errors=True)
-        raise ArchiveError(f"{archive / made.name}: cannot be written: {e.strerror or e}; start again to go on") from e
+        pack(r.out, r.layout, r.tar, files())
+        if r.layout == "bigearthnet-v2":
+            write_tables(r.out, rows)
+    except OSError as e:
+        if isinstance(e, ArchiveError):
+            raise
+        raise ArchiveError(f"{r.out}: cannot be written: {e.strerror or e}") from e
+    yield from counts
 
 
-def geotiff(band: np.ndarray, zone: int, ulx_m: float, uly_m: float) -> bytes:
-    """The file that `raster.write_band` makes of a band, (row, col) uint16, of a patch with that corner.
-
-    GDAL takes longer over a small file than all of the rest of a patch, and a patch has twelve that differ in their
-    pixels and corner only. So one is made by `write_band`, and these two are put in their places in its bytes.
-    """
-    size = len(band)
-    mould, corner, pixels = _mould(zone, size)
-    file = bytearray(mould)
-    file[corner : corner + 16] = struct.pack("=dd", ulx_m, uly_m)
-    file[pixels : pixels + band.nbytes] = band.tobytes()
-    return bytes(file)
+def _chunk_files(r: SynthRecipe, chunk: range) -> tuple[int, Chunk]:
+    """The chunk's first patch, and what its patches are."""
+    made = [patch(r, index) for index in chunk]
+    return chunk.start, ([row for m in made for row in _rows(r, m)], [files_of(r.layout, m) for m in made])
 
 
-@lru_cache(64)
-def _mould(zone: int, size_px: int) -> tuple[bytes, int, int]:
-    """A GeoTIFF of `write_band`, and where in it the corner (two doubles) and the pixels begin."""
-    x, y = 123_456.0, 7_654_321.0
-    marks = np.arange(1, size_px**2 + 1, dtype=np.uint16).reshape(size_px, size_px)
-    pixel = float(PATCH_M // size_px)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mould.tif"
-        write_band(path, marks, f"EPSG:{32600 + zone}", (pixel, 0.0, x, 0.0, -pixel, y))
-        mould = path.read_bytes()
-    return mould, mould.index(struct.pack("=dd", x, y)), mould.index(marks.tobytes())
+def _in_order(found: Iterator[tuple[int, Chunk]]) -> Iterator[Chunk]:
+    """Chunks by number; those that come early wait."""
+    early: dict[int, Chunk] = {}
+    following = 0
+    for start, chunk in found:
+        early[start] = chunk
+        while following in early:
+            chunk = early.pop(following)
+            following += len(chunk[1])
+            yield chunk

@@ -10,7 +10,7 @@ import numpy as np
 from jeoparda.sensors import SENTINEL_2_L2A
 
 SIZE_PX = 120
-PIXEL_M = SENTINEL_2_L2A.finest_m
+PIXEL_M = int(SENTINEL_2_L2A.finest_m)
 _LINE = np.arange(SIZE_PX, dtype=np.float32)
 ROW, COL = (np.ascontiguousarray(a) for a in np.meshgrid(_LINE, _LINE, indexing="ij"))
 

@@ -10,13 +10,13 @@ from torch import nn
 from jeoparda import comm
 from jeoparda.comm import Single, SyncBatchNorm2d, synchronise_norm
 from jeoparda.errors import CommError, JeopardaError, Stopped
+from jeoparda.launchers import LAUNCHERS
 
-LAUNCHERS = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in LAUNCHERS:
+    for name, _ in LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -145,7 +145,7 @@ def test_one_process_is_its_own_ranks():
     assert one.gather("a", "x") == ["a"] and one.broadcast("a", "x") == "a"
 
 
-@pytest.mark.parametrize(("name", "who"), [(n, w) for n, w in comm._LAUNCHERS])
+@pytest.mark.parametrize(("name", "who"), [(n, w) for n, w in LAUNCHERS])
 def test_the_launcher_is_recognised(monkeypatch, name, who):
     monkeypatch.setenv(name, "4")
     assert comm.launched() == (4, who)

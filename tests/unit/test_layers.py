@@ -13,9 +13,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "jeoparda"
 
 LAYERS = (
-    {"errors", "nomenclature", "sensors", "grid", "partition", "order"},
-    {"config", "files", "raster", "scene", "store", "journal", "progress", "signals"},
-    {"comm", "models", "losses", "metrics", "schedule", "checkpoint"},
+    {"errors", "nomenclature", "sensors", "grid", "partition", "order", "launchers", "degrade"},
+    {"config", "files", "raster", "vector", "scene", "labels", "footprint", "store", "journal", "progress", "signals"},
+    {"comm", "workers", "models", "losses", "metrics", "schedule", "checkpoint"},
     {"ingest", "synth", "feed", "train", "evaluate", "predict", "monitor", "annotate", "scaling"},
     {"launch", "report", "cli", "demo", "__main__"},
 )
@@ -24,6 +24,10 @@ HOMES = {
     "rasterio": ("raster",),
     "osgeo": ("raster",),
     "h5py": ("store.",),
+    "pyogrio": ("vector",),
+    "shapely": ("vector",),
+    "pyarrow": ("ingest.",),
+    "zstandard": ("ingest.",),
     "nvidia": ("feed.dali",),
     "horovod": ("comm",),
     "torch.distributed": ("comm",),

@@ -16,9 +16,11 @@ from jeoparda.feed import Feed, FeedRecipe, Plan
 from jeoparda.journal import read
 from jeoparda.models import ModelRecipe
 from jeoparda.order import Order
-from jeoparda.raster import write_band
+from jeoparda.raster import read_band, write_band
+from jeoparda.scene import SceneRecipe
 from jeoparda.sensors import SENTINEL_2_L2A
 from jeoparda.store import Store
+from tests.scenes import metadata
 
 ROWS, COLS, STRIDE = 2, 3, 120
 WEST, NORTH = 399_960.0, 5_400_000.0
@@ -46,7 +48,7 @@ def scene(tiny_store, numbers, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "S2A_MSIL2A_20170613T101031_mosaic"
     folder.mkdir()
     for band in SENTINEL_2_L2A.bands:
-        pixel = SENTINEL_2_L2A.pixel_m(band)
+        pixel = int(SENTINEL_2_L2A.pixel_m(band))
         side = 1200 // pixel
         whole = np.zeros((ROWS * side, COLS * side + side // 2), np.uint16)
         for row, col in np.ndindex(ROWS, COLS):
@@ -57,8 +59,8 @@ def scene(tiny_store, numbers, tmp_path_factory) -> Path:
     return folder
 
 
-def recipe(run_folder, scene, out, **more) -> predict.PredictRecipe:
-    return predict.PredictRecipe(run=run_folder, scenes=[scene], out=out, **({"stride_px": STRIDE} | more))
+def recipe(run_folder, folder, out, **more) -> predict.PredictRecipe:
+    return predict.PredictRecipe(run=run_folder, scenes=[folder], out=out, **({"stride_px": STRIDE} | more))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_pictures_and_ledger(maps):
     assert sum(line["pixels"].values()) == ROWS * COLS - 1 and line["no_data"] == 1
     (entry,) = [e for e in read(out / "ledger.jsonl") if e["event"] == "map"]
     assert entry["key"] == line["key"] and set(entry["outputs"]) == {p.name for p in out.iterdir()} - {"ledger.jsonl"}
-    assert entry["level"] == "L2A" and entry["warnings"] == []
+    assert entry["level"] == "L2A" and [w[:17] for w in entry["warnings"]] == ["Without metadata:"]
 
 
 def test_what_is_done_is_not_done_again_and_what_is_damaged_is(run_folder, scene, tmp_path, capsys):
@@ -152,6 +154,33 @@ def test_the_real_scene_is_mapped_with_a_warning(run_folder, real_scene, tmp_pat
     json.dumps(line)
 
 
+def test_the_offset_of_newer_baselines_is_taken_off(maps, run_folder, scene, tmp_path):
+    """The same ground as a product of baseline 05.09, whose numbers are 1000 higher: the same map."""
+    folder = tmp_path / "S2A_MSIL2A_20230613T101031_N0509_R022_T33UUU_20230613T120000.SAFE"
+    images = folder / "GRANULE" / "L2A_T33UUU" / "IMG_DATA" / "R10m"
+    images.mkdir(parents=True)
+    for band in SENTINEL_2_L2A.bands:
+        numbers, info = read_band(scene / f"{band}.tif")
+        higher = np.where(numbers > 0, numbers + 1000, 0).astype(np.uint16)
+        write_band(images / f"T33UUU_20230613T101031_{band}_10m.jp2", higher, info.crs, info.transform)
+    offsets = dict.fromkeys(SENTINEL_2_L2A.bands, -1000)
+    (folder / "MTD_MSIL2A.xml").write_text(metadata("L2A", "05.09", offsets, ()))
+    (line,) = predict.run(recipe(run_folder, folder, tmp_path / "out"))
+    assert line["warnings"] == []
+    out, before = maps
+    for name in ("classes_tif", "probabilities_tif"):
+        with rasterio.open(out / before[name]) as f, rasterio.open(tmp_path / "out" / line[name]) as g:
+            np.testing.assert_array_equal(f.read(), g.read())
+
+
+def _plain(folder: Path) -> Path:
+    """Bands of no known sensor."""
+    folder.mkdir()
+    for i, band in enumerate(SENTINEL_2_L2A.bands):
+        write_band(folder / f"{band}.tif", np.full((120, 120), i + 1, np.uint16), "", (10, 0, 0, 0, -10, 0))
+    return folder
+
+
 def test_what_cannot_work_is_refused_before_any_work(run_folder, scene, real_scene, tmp_path):
     with pytest.raises(RecipeError, match=r"stride_px = 50: falls between the 60.* take a multiple of 6"):
         predict.run(recipe(run_folder, scene, tmp_path, stride_px=50))
@@ -160,17 +189,20 @@ def test_what_cannot_work_is_refused_before_any_work(run_folder, scene, real_sce
         predict.run(twice)
     with pytest.raises(SceneError, match="no such folder"):
         predict.run(recipe(run_folder, tmp_path / "nowhere", tmp_path))
+    with pytest.raises(SceneError, match=r"pixels are digital number \(sensor generic\), .* reflectance x 10000"):
+        predict.run(recipe(run_folder, _plain(tmp_path / "plain"), tmp_path))
+    safe = SceneRecipe(kind="safe")
     small = tmp_path / "small"
     small.mkdir()
     for band in SENTINEL_2_L2A.bands:
-        pixel = SENTINEL_2_L2A.pixel_m(band)
+        pixel = int(SENTINEL_2_L2A.pixel_m(band))
         write_band(small / f"{band}.tif", np.ones((600 // pixel,) * 2, np.uint16), "", (pixel, 0, 0, 0, -pixel, 0))
     with pytest.raises(SceneError, match="60 x 60 px hold no patch of 120 px"):
-        predict.run(recipe(run_folder, small, tmp_path))
+        predict.run(recipe(run_folder, small, tmp_path, scene=safe))
     coarse = tmp_path / "coarse"
     coarse.mkdir()
     for band in SENTINEL_2_L2A.bands:
         write_band(coarse / f"{band}.tif", np.ones((120, 120), np.uint16), "", (20, 0, 0, 0, -20, 0))
     with pytest.raises(SceneError, match="trained on 10"):
-        predict.run(recipe(run_folder, coarse, tmp_path))
+        predict.run(recipe(run_folder, coarse, tmp_path, scene=safe))
     assert not (tmp_path / "ledger.jsonl").exists()

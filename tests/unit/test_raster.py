@@ -6,8 +6,22 @@ import numpy as np
 import pytest
 import rasterio
 
+from jeoparda import raster
 from jeoparda.errors import SceneError
-from jeoparda.raster import describe, png, read_band, tags_of, write_band, write_map
+from jeoparda.raster import (
+    OpenRaster,
+    RasterInfo,
+    crs_name,
+    crs_unit,
+    describe,
+    png,
+    read_band,
+    session,
+    tags_of,
+    thumbnail,
+    write_band,
+    write_map,
+)
 
 AT = (10.0, 0.0, 399_960.0, 0.0, -10.0, 5_400_000.0)
 
@@ -112,3 +126,60 @@ def test_png_reads_back(tmp_path):
     (tmp_path / "a.png").write_bytes(png(rgb))
     with rasterio.open(tmp_path / "a.png") as f:
         np.testing.assert_array_equal(np.moveaxis(f.read(), 0, 2), rgb)
+
+
+def test_a_file_in_memory_reads_as_on_disk(tmp_path):
+    array = noise(7, 11)
+    write_band(tmp_path / "a.tif", array, "EPSG:32633", AT)
+    content = (tmp_path / "a.tif").read_bytes()
+    back, info = read_band(content)
+    np.testing.assert_array_equal(back, array)
+    assert (info.crs, info.transform, info.height_px) == ("EPSG:32633", AT, 7)
+    part, _ = read_band(content, window=(2, 3, 4, 5))
+    np.testing.assert_array_equal(part, array[2:6, 3:8])
+    with pytest.raises(SceneError, match="100 bytes in memory: cannot be read as a raster"):
+        read_band(content[:100])
+    with pytest.raises(SceneError, match="0 bytes in memory: cannot be read as a raster: it is empty"):
+        read_band(b"")
+
+
+def test_an_empty_file_is_called_so(tmp_path):
+    (tmp_path / "a.tif").touch()
+    with pytest.raises(SceneError, match=r"a\.tif: cannot be read as a raster: it is empty"):
+        read_band(tmp_path / "a.tif")
+    with session(), pytest.raises(SceneError, match=r"a\.tif: cannot be read as a raster: it is empty"):
+        OpenRaster(str(tmp_path / "a.tif"))
+
+
+def test_a_crs_is_looked_up_once(tmp_path):
+    """PROJ searches its database for the code: too slow for each of millions of small files."""
+    for i in range(5):
+        write_band(tmp_path / f"{i}.tif", noise(4, 4), "EPSG:31983", AT)
+    raster._crs_name.cache_clear()
+    assert {read_band(tmp_path / f"{i}.tif")[1].crs for i in range(5)} == {"EPSG:31983"}
+    assert raster._crs_name.cache_info().misses == 1
+
+
+def test_names_and_units_of_crs():
+    assert crs_name(None) == crs_name("") == "" and crs_name("EPSG:4326") == "EPSG:4326"
+    assert [crs_unit(c) for c in ("", "EPSG:32633", "EPSG:4326", "EPSG:2264")] == ["px", "m", "deg", "US survey foot"]
+
+
+def test_an_open_raster_on_another_grid(tmp_path):
+    """Nearest neighbours of a coarser raster, and nothing beyond its edge."""
+    array = noise(6, 8)
+    write_band(tmp_path / "a.tif", array, "EPSG:32633", (20.0, 0.0, 0.0, 0.0, -20.0, 120.0))
+    onto = RasterInfo("", 10, 20, 1, "uint16", "EPSG:32633", (10.0, 0.0, 40.0, 0.0, -10.0, 100.0), None)
+    with session():
+        source = OpenRaster(str(tmp_path / "a.tif"), onto, "nearest")
+        whole, outside = source.read(1, (0, 0, 10, 20)), source.outside((0, 0, 10, 20))
+        source.close()
+    expected = array.repeat(2, 0).repeat(2, 1)[2:12, 4:16]
+    np.testing.assert_array_equal(whole[:, :12], expected)
+    assert outside is not None and not outside[:, :12].any() and outside[:, 12:].all()
+
+
+def test_a_thumbnail_is_an_average(tmp_path):
+    bands = np.stack([noise(40, 60, dtype="uint8"), np.full((40, 60), 7, np.uint8)])
+    write_map(tmp_path / "a.tif", bands, "EPSG:32633", AT, nodata=255)
+    assert thumbnail(tmp_path / "a.tif", 30, 2).tolist() == np.full((20, 30), 7).tolist()

@@ -11,11 +11,33 @@ import pytest
 
 from jeoparda.errors import StoreError
 from jeoparda.sensors import SENTINEL_2_L2A
-from jeoparda.store import PatchRecord, Store, StoreInfo, finalise, group_records, record_dtype, write_shard
+from jeoparda.store import (
+    Contents,
+    Group,
+    Layout,
+    PatchRecord,
+    Reject,
+    Store,
+    StoreInfo,
+    damaged,
+    finalise,
+    finished,
+    group_records,
+    shard_sums,
+    statistics_of,
+    write_shard,
+)
 
 GROUPS = group_records(SENTINEL_2_L2A, 24)
 CLASSES = ("water", "wood", "town")
 SPLITS = ("train", "train", "val", "train", "test", "train", "val")
+COLORS = ((0, 0, 255), (0, 128, 0), (255, 0, 0))
+CONTENTS = Contents(
+    SENTINEL_2_L2A.name, "reflectance x 10000", SENTINEL_2_L2A.rgb, Layout(GROUPS), "three", CLASSES, COLORS
+)
+
+
+BAD = Reject("x", "x/x.tif", "bad", "a good one")
 
 
 def patch(number: int) -> tuple[PatchRecord, dict[str, np.ndarray], list[int]]:
@@ -29,9 +51,10 @@ def patch(number: int) -> tuple[PatchRecord, dict[str, np.ndarray], list[int]]:
 
 def write(folder: Path, parts: tuple[tuple[int, ...], ...] = ((0, 1, 2), (3, 4, 5), (6,)), order: int = 1) -> Path:
     shards = [
-        write_shard(folder, n, "plan", GROUPS, 3, [patch(i) for i in part]) for n, part in [*enumerate(parts)][::order]
+        write_shard(folder, n, "plan", CONTENTS, [patch(i) for i in part], len(part))
+        for n, part in [*enumerate(parts)][::order]
     ]
-    finalise(folder, shards, SENTINEL_2_L2A.name, GROUPS, "three", CLASSES, [("x", "bad")], {"a": 1}, "0")
+    finalise(folder, shards, CONTENTS, [BAD], {"not wanted": 2}, {"a": 1}, "0")
     return folder
 
 
@@ -48,9 +71,10 @@ def content(folder: Path) -> dict[str, bytes]:
 def faults(folder: Path) -> list[str]:
     """What `jeoparda store verify` tells: faults, or why the store does not open."""
     try:
-        return list(Store(folder).verify())
+        info = StoreInfo.read(folder)
     except StoreError as e:
         return [str(e)]
+    return [str(d) for n in range(len(info.shards)) if (d := damaged(folder, info, n))]
 
 
 def test_written_reads_back(folder):
@@ -69,9 +93,10 @@ def test_written_reads_back(folder):
         assert store.column("valid_fraction")[i] == record.valid_fraction
     assert store.info.splits == {"train": 4, "val": 2, "test": 1}
     assert store.split("val").tolist() == [2, 6] and store.split("all").tolist() == list(range(7))
-    assert store.info.rejected == (("x", "bad"),)
+    assert store.info.rejected == (BAD,) and store.info.left_out == {"not wanted": 2}
+    assert (folder / "rejects.csv").read_text() == "id,file,reason,expected,kind\nx,x/x.tif,bad,a good one,fault\n"
     assert store.info.class_patches["train"] == [3, 1, 1]  # of patches 0, 1, 3, 5
-    assert list(store.verify()) == []
+    assert faults(folder) == []
 
 
 def test_statistics_are_those_of_the_training_pixels(folder):
@@ -101,10 +126,10 @@ def test_plain_hdf5_opens_and_understands_it(folder):
 
 
 def test_records_of_real_size_lie_on_pages():
-    dtype = record_dtype(group_records(SENTINEL_2_L2A, 120))
+    dtype = Layout(group_records(SENTINEL_2_L2A, 120)).dtype()
     pixels = 4 * 120**2 + 6 * 60**2 + 2 * 20**2
     assert dtype.itemsize % 4096 == 0 and 2 * pixels <= dtype.itemsize <= 2 * pixels * 1.05
-    assert record_dtype(GROUPS).itemsize % 64 == 0
+    assert Layout(GROUPS).dtype().itemsize % 64 == 0
     with pytest.raises(StoreError, match="multiple of 6 px"):
         group_records(SENTINEL_2_L2A, 100)
 
@@ -114,16 +139,26 @@ def test_the_same_bytes_in_whatever_order_and_by_another_run(folder, tmp_path):
 
 
 def test_a_finished_shard_is_taken_not_made_again(folder):
-    before = content(folder)
-
-    def untouched():
-        raise AssertionError("was read again")
-        yield
-
-    write_shard(folder, 0, "plan", GROUPS, 3, untouched())
-    assert content(folder) == before
+    found = finished(folder, 0, "plan")
+    assert found is not None and found.info == StoreInfo.read(folder).shards[0]
+    assert finished(folder, 9, "plan") is None
     with pytest.raises(StoreError, match="another archive, recipe or version"):
-        write_shard(folder, 0, "another plan", GROUPS, 3, untouched())
+        finished(folder, 0, "another plan")
+
+
+def test_a_damaged_or_half_shard_is_to_be_made_again(folder):
+    path = folder / "shards" / "00000.h5"
+    whole = path.read_bytes()
+    at = StoreInfo.read(folder).shards[0].offset + 5
+    for broken in (whole[:at] + b"?" + whole[at + 1 :], whole[: len(whole) // 2], b"", b"no HDF5"):
+        path.write_bytes(broken)
+        assert finished(folder, 0, "plan") is None
+
+
+def test_a_shard_with_rejects_is_made_again_but_counts_at_the_end(tmp_path):
+    write_shard(tmp_path, 0, "p", CONTENTS, [patch(1), BAD], 2)
+    assert finished(tmp_path, 0, "p") is None
+    assert finished(tmp_path, 0, "p", with_rejects=True) is not None
 
 
 def test_every_flipped_byte_is_found(folder):
@@ -145,7 +180,7 @@ def test_every_flipped_byte_is_found(folder):
         assert any(str(shard) in f for f in found), f"byte {at} of {len(whole)}: {found}"
         if offset <= at < offset + 3 * size:
             hit = 3 + (at - offset) // size
-            assert found[1:] == [f"{shard}: patch p{hit} is damaged"]
+            assert found == [f"{shard}: differs from its checksum in store.json: patches {hit - 3} of it"]
     shard.write_bytes(whole)
     assert faults(folder) == []
 
@@ -167,7 +202,9 @@ def test_a_shard_of_another_store_is_found(folder, tmp_path):
     shutil.copy(other / "shards" / "00001.h5", folder / "shards" / "00001.h5")
     assert any("00001.h5" in f for f in faults(folder))
     shutil.copy(other / "shards" / "00000.h5", folder / "shards" / "00001.h5")
-    assert "2 patches" in faults(folder)[0]
+    assert "number of patches" in faults(folder)[0]
+    with pytest.raises(StoreError, match="2 patches of"):
+        Store(folder)
 
 
 def test_changed_figures_in_store_json_are_found(folder):
@@ -216,21 +253,117 @@ def test_empty_splits_and_wrong_bands_are_told(tmp_path):
 def test_a_constant_band_does_not_divide_by_zero(tmp_path):
     record, arrays, labels = patch(0)
     arrays["10m"][0] = 777
-    shard = write_shard(tmp_path, 0, "p", GROUPS, 3, [(record, arrays, labels)])
-    finalise(tmp_path, [shard], SENTINEL_2_L2A.name, GROUPS, "three", CLASSES, [], {}, "0")
+    shard = write_shard(tmp_path, 0, "p", CONTENTS, [(record, arrays, labels)], 1)
+    finalise(tmp_path, [shard], CONTENTS, [], {}, {}, "0")
     mean, std = Store(tmp_path).statistics()
     assert (mean[0], std[0]) == (777, 1)
     assert StoreInfo.read(tmp_path).statistics["B02"].std == 0
 
 
 def test_a_shard_of_rejected_patches_only(tmp_path):
+    lost, torn, burnt = (Reject(n, f"{n}.tif", why, "") for n, why in (("p9", "lost"), ("p0", "torn"), ("p2", "burnt")))
     shards = [
-        write_shard(tmp_path, 0, "p", GROUPS, 3, [("p0", "torn")]),
-        write_shard(tmp_path, 1, "p", GROUPS, 3, [patch(1), ("p2", "burnt"), patch(3)]),
+        write_shard(tmp_path, 0, "p", CONTENTS, [torn], 1),
+        write_shard(tmp_path, 1, "p", CONTENTS, [patch(1), burnt, patch(3)], 3),
     ]
-    finalise(tmp_path, shards, SENTINEL_2_L2A.name, GROUPS, "three", CLASSES, [("p9", "lost")], {}, "0")
+    finalise(tmp_path, shards, CONTENTS, [lost], {}, {}, "0")
     store = Store(tmp_path)
     assert store.column("id").tolist() == ["p1", "p3"]
-    assert store.info.rejected == (("p9", "lost"), ("p0", "torn"), ("p2", "burnt"))
+    assert store.info.rejected == (lost, torn, burnt)
     np.testing.assert_array_equal(store.patch(1)["20m"], patch(3)[1]["20m"])
     assert faults(tmp_path) == []
+
+
+# ---- stores with more than bands and labels
+
+FINE, COARSE = Group("10m", 10.0, 12, ("a", "b")), Group("20m", 20.0, 6, ("c",), "int16")
+LAYOUTS = {
+    "mask": Layout((FINE, COARSE), valid=True, mask_px=12),
+    "pair": Layout((FINE,), high=Group("high", 2.5, 48, ("a",), "uint8"), valid=True, mask_px=48),
+    "series": Layout((FINE, COARSE), valid=True, mask_px=12, dates=3),
+    "float": Layout((Group("x1", 1.0, 8, ("n",), "float32"),)),
+}
+
+
+def made(layout: Layout, number: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(number)
+    out = {}
+    for name, (kind, shape) in layout.fields().items():
+        if name == "valid":
+            out[name] = (rng.random(shape) < 0.7).astype(np.uint8)
+        elif name == "mask":
+            out[name] = rng.choice([0, 1, 2, 255], shape).astype(np.uint8)
+        elif kind == "float32":
+            out[name] = (1e6 + rng.normal(size=shape)).astype(np.float32)
+        else:
+            info = np.iinfo(kind)
+            out[name] = rng.integers(info.min, info.max, shape, endpoint=True).astype(kind)
+    return out
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_reads_back_with_its_statistics(tmp_path, name):
+    layout = LAYOUTS[name]
+    contents = Contents("generic", "digital number", (), layout, "three", CLASSES, COLORS, "mask")
+    dates = ("2020-01-05", "", "2020-03-01")[: layout.dates]
+
+    def row(number: int):
+        place = (10.0, 0.0, 0.0, 0.0, -10.0, 0.0)
+        record = PatchRecord(f"p{number}", "s", "", place, dates[0] if dates else "", "", SPLITS[number], 1.0, dates)
+        return record, made(layout, number), (number % 3,)
+
+    shards = [
+        write_shard(tmp_path, n, "p", contents, [row(i) for i in part], 5) for n, part in ((0, (0, 1, 2)), (1, (3, 4)))
+    ]
+    info = finalise(tmp_path, shards, contents, [], {}, {}, "0")
+    store = Store(tmp_path)
+    assert store.info == info and store.info.layout == layout
+    for i in range(5):
+        for field, expected in made(layout, i).items():
+            np.testing.assert_array_equal(store.patch(i)[field], expected)
+        assert tuple(store.dates(i)) == dates
+    for g in layout.groups:
+        for k, band in enumerate(g.bands):
+            parts = []
+            for i in (0, 1, 3):
+                arrays = made(layout, i)
+                values = np.moveaxis(arrays[g.name], -3, 0)[k]
+                if layout.valid:  # a coarse pixel counts where all fine ones below it do
+                    step = layout.size_px // g.size_px
+                    fine = arrays["valid"].astype(bool)
+                    keep = np.ones(values.shape, bool)
+                    for y in range(step):
+                        for x in range(step):
+                            keep &= fine[..., y::step, x::step]
+                    values = values[keep]
+                parts.append(values.ravel())
+            pixels = np.concatenate(parts).astype(np.float64)
+            found = info.statistics[band]
+            assert (found.pixels, found.min, found.max) == (pixels.size, pixels.min(), pixels.max())
+            assert (found.mean, found.std) == pytest.approx((pixels.mean(), pixels.std()), rel=1e-9)
+    if layout.mask_px:
+        truth = np.concatenate([made(layout, i)["mask"].ravel() for i in (0, 1, 3)])
+        assert info.class_pixels["train"] == [int((truth == c).sum()) for c in range(3)]
+    again = [shard_sums(tmp_path, info, n).summary()["bands"] for n in (0, 1)]
+    assert {b: statistics_of([part[b] for part in again]) for b in info.statistics} == info.statistics
+
+
+def test_fields_start_on_cache_lines_and_ordinary_records_stay_as_they_were():
+    dtype = LAYOUTS["pair"].dtype()
+    assert all(dtype.fields[n][1] % 64 == 0 for n in dtype.names)
+    bigearthnet = Layout(group_records(SENTINEL_2_L2A, 120)).dtype()
+    assert [bigearthnet.fields[n][1] for n in bigearthnet.names] == [0, 115_200, 158_400]
+    assert bigearthnet.itemsize == 163_840
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a quota: writing beyond it fails
+    try:
+        with pytest.raises(StoreError, match=r"00000\.h5: .* MB were to be written; nothing is lost: make room"):
+            write_shard(tmp_path, 0, "p", CONTENTS, [patch(1)], 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "shards").iterdir()) == []

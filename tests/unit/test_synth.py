@@ -315,7 +315,7 @@ def test_a_failing_write_leaves_no_half_patch(tmp_path: Path, monkeypatch: pytes
             raise OSError(28, "No space left on device")
         return b"half"
 
-    monkeypatch.setattr("jeoparda.synth.geotiff", full)
+    monkeypatch.setattr("jeoparda.synth.layout.geotiff", full)
     with pytest.raises(ArchiveError, match="No space left on device"):
         run(recipe_of(tmp_path / "out", patches=1), quiet)
     assert [p.name for p in (tmp_path / "out").iterdir()] == [MARKER]

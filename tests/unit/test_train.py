@@ -16,6 +16,7 @@ from jeoparda.evaluate import EvaluateRecipe
 from jeoparda.feed import Feed, FeedRecipe, Plan
 from jeoparda.ingest import IngestRecipe, SplitRecipe
 from jeoparda.ingest import run as ingest
+from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
 from jeoparda.models import ModelRecipe, build
 from jeoparda.order import Order
 from jeoparda.schedule import ScheduleRecipe, factor
@@ -317,7 +318,7 @@ def test_evaluation_repeats_the_validation_of_the_best_epoch(undisturbed, tiny_s
 
 def test_evaluation_refuses_a_store_that_does_not_fit(undisturbed, tiny_archive, tmp_path):
     ingest(
-        IngestRecipe(archive=tiny_archive, store=tmp_path / "s", nomenclature="bigearthnet-19", workers=1),
+        IngestRecipe(archive=tiny_archive, store=tmp_path / "s", bigearthnet=BigEarthNetRecipe(nomenclature="bigearthnet-19"), workers=1),
         lambda _: None,
     )
     with pytest.raises(CheckpointError, match="its classes are"):

@@ -1,0 +1,171 @@
+"""What ingest costs: `python -m benchmarks.ingest WHAT`, the answer as JSON on the last line.
+
+Rates are of files in the page cache, against a bare reader of the same files in the same run: as many processes as
+ingest has workers open each raster with rasterio, read it, and throw it away.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jeoparda.cli import call
+from jeoparda.config import load
+from jeoparda.ingest import IngestRecipe, run
+from jeoparda.ingest.bigearthnet import BANDS
+from jeoparda.ingest.upkeep import verify
+from jeoparda.journal import read
+
+WORK = Path(__file__).with_name("work")
+RECIPES = Path(__file__).with_name("recipes")
+ROUNDS = 5
+
+
+@click.group()
+def main() -> None:
+    """Measure one thing."""
+
+
+def _answer(value: float, **about: Any) -> None:
+    print(json.dumps({"value": value, **about}), flush=True)
+
+
+def _archive(patches: int) -> Path:
+    """A synthetic archive of so many patches."""
+    archive = WORK / f"ingest-archive-{patches}"
+    call("synth", RECIPES / "synth.yaml", [f"out={archive}", f"patches={patches}"])
+    return archive
+
+
+def _bare(folders: list[str]) -> int:
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    size = 0
+    with rasterio.Env(GDAL_NUM_THREADS="1", GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        for folder in folders:
+            for band in BANDS:
+                with rasterio.open(f"{folder}/{os.path.basename(folder)}{band}") as f:
+                    size += f.read(1).nbytes
+    return size
+
+
+def _read_bare(archive: Path, workers: int) -> float:
+    """Seconds to read every raster of the archive and throw it away, processes started and libraries loaded."""
+    folders = sorted(str(p) for p in archive.iterdir() if p.is_dir())
+    parts = [folders[i : i + 64] for i in range(0, len(folders), 64)]
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        start = time.perf_counter()
+        sum(pool.map(_bare, parts))
+        return time.perf_counter() - start
+
+
+def _ingest(archive: Path, workers: int, keep: str = "") -> float:
+    """Seconds of a whole ingest, plan and store.json included, from the moment when it begins."""
+    store = WORK / (keep or "ingest-store")
+    shutil.rmtree(store, ignore_errors=True)
+    recipe = load(IngestRecipe, RECIPES / "ingest.yaml", [f"archive={archive}", f"store={store}", f"workers={workers}"])
+    start = time.perf_counter()
+    run(recipe, lambda _: None)
+    return time.perf_counter() - start
+
+
+def _paired(one: Callable[[], float], other: Callable[[], float]) -> tuple[list[float], list[float]]:
+    """Both, in turn, ROUNDS times, after a round that warms the page cache and does not count."""
+    one(), other()
+    rounds = [(one(), other()) if i % 2 else (other(), one())[::-1] for i in range(ROUNDS)]
+    return [a for a, _ in rounds], [b for _, b in rounds]
+
+
+@main.command()
+@click.option("--workers", default=2)
+@click.option("--patches", default=4_000)
+def rate(workers: int, patches: int) -> None:
+    """Ingest's rate over the bare reader's, both with so many workers."""
+    archive = _archive(patches)
+    bare, ours = _paired(lambda: _read_bare(archive, workers), lambda: _ingest(archive, workers))
+    ratio = statistics.median(b / o for b, o in zip(bare, ours, strict=True))
+    per_s = {
+        "bare_patches_per_s": patches / statistics.median(bare),
+        "patches_per_s": patches / statistics.median(ours),
+    }
+    _answer(ratio, workers=workers, patches=patches, bare_s=bare, ingest_s=ours, **per_s)
+
+
+@main.command()
+@click.option("--patches", default=4_000)
+def workers(patches: int) -> None:
+    """The rate of two workers over that of one."""
+    archive = _archive(patches)
+    one, two = _paired(lambda: _ingest(archive, 1), lambda: _ingest(archive, 2))
+    ratio = statistics.median(a / b for a, b in zip(one, two, strict=True))
+    _answer(ratio, patches=patches, one_s=one, two_s=two, cores=len(os.sched_getaffinity(0)))
+
+
+@main.command()
+@click.option("--small", default=2_000)
+@click.option("--large", default=50_000)
+def memory(small: int, large: int) -> None:
+    """Peak memory of a worker at many patches over that at few."""
+    peaks = {}
+    for patches in (small, large):
+        _ingest(_archive(patches), 2, f"ingest-memory-{patches}")
+        journal = read(WORK / f"ingest-memory-{patches}" / "journal" / "ingest.jsonl")
+        peaks[patches] = next(e["worker_peak_mb"] for e in journal if e["event"] == "load")
+        shutil.rmtree(WORK / f"ingest-memory-{patches}")
+    _answer(peaks[large] / peaks[small], **{f"peak_mb_{n}": mb for n, mb in peaks.items()})
+
+
+@main.command()
+@click.option("--patches", default=100_000)
+@click.option("--archive", type=click.Path(path_type=Path), help="take this one, which has so many patches")
+def scale(patches: int, archive: Path | None) -> None:
+    """Minutes that 100,000 patches take to ingest, verify and load; and what 590,326 would, at the same rates."""
+    import numpy as np
+
+    from jeoparda.feed import Feed, FeedRecipe, Plan
+    from jeoparda.order import Order
+    from jeoparda.store import Store
+
+    archive = archive or _archive(patches)
+    took = {"ingest": _ingest(archive, 2, "ingest-scale")}
+    folder = WORK / "ingest-scale"
+    start = time.perf_counter()
+    assert verify(folder, 2) == []
+    took["verify"] = time.perf_counter() - start
+    start = time.perf_counter()
+    store = Store(folder)
+    took["open"] = time.perf_counter() - start
+    numbers = store.split("all")
+    feed = Feed(
+        store, Plan(Order(len(numbers), 256, 0), numbers, 0, 1), FeedRecipe(), False, store.labels, store.statistics()
+    )
+    start = time.perf_counter()
+    seen = np.concatenate([batch["number"].numpy() for batch in feed])
+    took["load"] = time.perf_counter() - start
+    assert np.array_equal(np.sort(seen), numbers) and len(numbers) == patches
+    load = next(e for e in read(folder / "journal" / "ingest.jsonl") if e["event"] == "load")
+    full = 590_326 / patches
+    _answer(
+        took["ingest"] / 60,
+        patches=patches,
+        minutes={k: v / 60 for k, v in took.items()},
+        store_gb=patches * store.info.record_bytes / 1e9,
+        worker_peak_mb=load["worker_peak_mb"],
+        bigearthnet_hours={k: v / 3600 * full for k, v in took.items()},
+        bigearthnet_gb=590_326 * store.info.record_bytes / 1e9,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The recipe of an ingest, and which source it names."""
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from jeoparda.config import REQUIRED, as_dict, opt, recipe
+from jeoparda.errors import RecipeError
+from jeoparda.ingest import bigearthnet, bigearthnet_v2, chips, pairs, scenes, series
+from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
+from jeoparda.ingest.chips import ChipsRecipe
+from jeoparda.ingest.pairs import PairsRecipe
+from jeoparda.ingest.scenes import ScenesRecipe
+from jeoparda.ingest.series import SeriesRecipe
+from jeoparda.ingest.source import Source
+from jeoparda.ingest.split import SplitRecipe
+
+# source -> (its module, its section of the recipe)
+SOURCES: dict[str, tuple[Any, str]] = {
+    "bigearthnet-v1": (bigearthnet, "bigearthnet"),
+    "bigearthnet-v2": (bigearthnet_v2, "bigearthnet"),
+    "scenes": (scenes, "scenes"),
+    "chips": (chips, "chips"),
+    "pairs": (pairs, "pairs"),
+    "series": (series, "series"),
+}
+
+
+@recipe
+class IngestRecipe:
+    """jeoparda ingest: an archive becomes a sharded HDF5 store at native resolution. Of the sections below, only the
+    one of the `source` may be given."""
+
+    archive: Path = opt(REQUIRED, "folder of the archive; of BigEarthNet also its .tar, .tar.gz or .tar.zst")
+    store: Path = opt(REQUIRED, "folder to make; an unfinished one is taken up where it stopped")
+    source: Literal["bigearthnet-v1", "bigearthnet-v2", "scenes", "chips", "pairs", "series"] = opt(
+        "bigearthnet-v1", "what the archive holds"
+    )
+    bigearthnet: BigEarthNetRecipe = opt(BigEarthNetRecipe, "multi-label patches, with masks where there are maps")
+    scenes: ScenesRecipe = opt(ScenesRecipe, "whole scenes cut into patches, with masks")
+    chips: ChipsRecipe = opt(ChipsRecipe, "class folders of small images, one label each")
+    pairs: PairsRecipe = opt(PairsRecipe, "low and high resolution of the same ground")
+    series: SeriesRecipe = opt(SeriesRecipe, "the same ground at many dates")
+    split: SplitRecipe = opt(SplitRecipe, "training, validation and test")
+    patches_per_shard: int = opt(512, "patches in a shard file (512 Sentinel-2 patches of 120 px are 84 MB)", gt=0)
+    strict: bool = opt(False, "stop with exit code 1 at a patch that cannot be read, instead of leaving it out")
+    workers: int = opt(0, "local processes, where no launcher started ranks; 0: one a core", ge=0)
+
+
+def source_of(r: IngestRecipe) -> tuple[Source, Any]:
+    """(source module, its section). RecipeError where another source's section was given: it would do nothing."""
+    module, section = SOURCES[r.source]
+    for name in {name for _, name in SOURCES.values()} - {section}:
+        if getattr(r, name) != type(getattr(r, name))():
+            raise RecipeError(f"section {name!r} is given, but source = {r.source}: it takes the section {section!r}")
+    return cast(Source, module), getattr(r, section)
+
+
+def identity(r: IngestRecipe) -> dict[str, Any]:
+    """The part of the recipe that decides what the store holds."""
+    given = as_dict(r)
+    kept = ("archive", "source", SOURCES[r.source][1], "split", "patches_per_shard")
+    return {name: given[name] for name in kept}

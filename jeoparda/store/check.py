@@ -1,0 +1,61 @@
+"""Finding damage: every byte of a shard against its checksum, and, where that fails, which patches it hit."""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jeoparda.files import sha256
+from jeoparda.store.format import StoreInfo
+from jeoparda.store.reader import read_records
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that is not as it was written. `patches`: the places of the damaged records in it, () where none of
+    them is or it cannot be told."""
+
+    number: int
+    path: str
+    reason: str
+    patches: tuple[int, ...]
+
+    def __str__(self) -> str:
+        where = f": patches {', '.join(map(str, self.patches))} of it" if self.patches else ""
+        return f"{self.path}: {self.reason}{where}"
+
+
+def damaged(folder: Path, info: StoreInfo, number: int) -> Damage | None:
+    """What is wrong with shard `number` of a store, None where every byte is as it was written."""
+    shard = info.shards[number]
+    path = folder / "shards" / shard.file
+    if not path.exists():
+        return Damage(number, str(path), "is missing", tuple(range(shard.patches)))
+    if sha256(path) == shard.sha256:
+        return None
+    reason = "differs from its checksum in store.json"
+    records = read_records(path, shard.offset, shard.patches, info.layout.dtype())
+    try:
+        with h5py.File(path, "r") as f:
+            checksums = f["checksums"][:]
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:  # h5py has no error of its own
+        return Damage(number, str(path), f"{reason}, and HDF5 cannot read its tables ({_first_line(e)})", ())
+    if len(checksums) != shard.patches:
+        return Damage(number, str(path), f"{reason}, and so does its number of patches", ())
+    found = np.array([zlib.crc32(r.tobytes()) for r in records] + [-1] * (shard.patches - len(records)))
+    return Damage(number, str(path), reason, tuple(np.flatnonzero(found != checksums).tolist()))
+
+
+def labels_of(path: Path) -> np.ndarray | None:
+    """(patch, class) uint8 of a shard that may be damaged; None where they cannot be read."""
+    try:
+        with h5py.File(path, "r") as f:
+            return f["labels"][:]
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).splitlines() or [type(e).__name__])[0]

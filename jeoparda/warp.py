@@ -1,0 +1,84 @@
+"""Pixels in memory, from one grid to another: GDAL's warper, where an image and its valid pixels go together.
+
+`raster` reads files as they are; here the pixels of a scene, in its unit and with its clouds masked, are brought onto
+a grid of another CRS, place or pixel size.
+"""
+
+import warnings
+from typing import Literal
+
+import numpy as np
+import rasterio
+import rasterio.warp
+from affine import Affine
+from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
+
+Method = Literal["average", "bilinear"]
+_NOWHERE = 'LOCAL_CS["image",UNIT["pixel",1]]'  # of two images without a CRS: one plane, in pixels
+
+
+def warp(
+    image: np.ndarray,
+    valid: np.ndarray,
+    source: tuple[str, tuple[float, ...]],
+    target: tuple[str, tuple[float, ...]],
+    shape: tuple[int, int],
+    method: Method,
+    scale: float,
+    min_weight: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """image: (band, row, col) on the grid `source`; valid: (row, col). A grid is (CRS, affine map).
+
+    average: the mean over each target pixel's area. bilinear: between the four nearest pixels' centres; where the
+    target is coarser, a triangle of two target pixels' width (`scale`: target pixels along a source pixel, given, so
+    that the result does not depend on the window). Both weigh valid pixels only.
+
+    Returns (band, row, col) of the same type, integers rounded, 0 where there is no value; and (row, col) bool, where
+    at least `min_weight` of the weight is on valid pixels.
+    """
+    there = valid.astype(np.float64)
+    weight = _linear(there, source, target, shape, method, scale)
+    known = weight >= max(min_weight, 1e-6)
+    out = np.zeros((len(image), *shape), image.dtype)
+    for i, band in enumerate(image):
+        total = _linear(np.where(valid, band, 0).astype(np.float64), source, target, shape, method, scale)
+        mean = total[known] / weight[known]
+        out[i][known] = np.rint(mean) if out.dtype.kind in "iu" else mean
+    return out, known
+
+
+def _linear(
+    image: np.ndarray,
+    source: tuple[str, tuple[float, ...]],
+    target: tuple[str, tuple[float, ...]],
+    shape: tuple[int, int],
+    method: Method,
+    scale: float,
+) -> np.ndarray:
+    """(row, col) float64; 0 where the source does not reach."""
+    out = np.zeros(shape)
+    shrink = min(1.0, scale)
+    with warnings.catch_warnings(), rasterio.Env(GDAL_NUM_THREADS="1"):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        rasterio.warp.reproject(
+            np.ascontiguousarray(image),
+            out,
+            src_crs=source[0] or _NOWHERE,
+            src_transform=Affine(*source[1][:6]),
+            dst_crs=target[0] or _NOWHERE,
+            dst_transform=Affine(*target[1][:6]),
+            resampling=Resampling[method],
+            tolerance=1e-6,  # of the approximated mapping, in px
+            XSCALE=shrink,
+            YSCALE=shrink,
+        )
+    return out
+
+
+def moved(points: np.ndarray, source: str, target: str) -> np.ndarray:
+    """(point, 2) of x, y, from CRS to CRS; inf where a point has no place in the target. Without a CRS, unmoved."""
+    if source == target:
+        return points
+    xs, ys = rasterio.warp.transform(source, target, points[:, 0].tolist(), points[:, 1].tolist())
+    return np.column_stack([xs, ys])

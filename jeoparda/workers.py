@@ -1,0 +1,93 @@
+"""Who works: this process, local processes, or the ranks that a launcher started. One interface for ingest and
+inference, which need no collectives: a function, many tasks, results in whatever order they come.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from jeoparda.errors import CommError, JeopardaError
+from jeoparda.launchers import launched
+
+T = TypeVar("T")
+AHEAD = 2  # tasks with each worker: one in hand, one waiting
+
+
+class Workers:
+    """`count` workers. Without an executor this process does all; with `here` it takes its share."""
+
+    def __init__(self, executor: Executor | None = None, count: int = 1, here: bool = True) -> None:
+        self._executor, self.count, self._here = executor, count, here
+
+    def map(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+        """function(*task) of every task, in the order in which they end. Tasks are drawn as they are needed, so that
+        what they carry does not pile up. An error of a task is raised here, after those in hand have ended."""
+        if self._executor is None:
+            yield from (function(*task) for task in tasks)
+            return
+        waiting: set[Future[T]] = set()
+        room = AHEAD * (self.count - self._here)
+        for task in tasks:
+            busy = len(waiting) >= room
+            if busy and self._here:
+                yield function(*task)
+            else:
+                if busy:
+                    wait(waiting, return_when=FIRST_COMPLETED)
+                waiting.add(self._executor.submit(function, *task))
+            done = {f for f in waiting if f.done()}
+            waiting -= done
+            yield from (f.result() for f in done)
+        yield from (f.result() for f in as_completed(waiting))
+
+
+@contextmanager
+def workers(count: int = 0) -> Iterator[Workers | None]:
+    """The workers there are: the ranks of mpirun or srun where there are more than one, else `count` local processes
+    (0: one a core of this process).
+
+    Of several ranks only rank 0 gets Workers; the others work inside of the `with` and then get None.
+    """
+    size, who = launched()
+    if size > 1:
+        with _ranks(size, who) as found:
+            yield found
+        return
+    count = count or len(os.sched_getaffinity(0))
+    if count == 1:
+        yield Workers()
+        return
+    # spawn: a fork would copy locks that GDAL's or MPI's threads hold
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield Workers(pool, count, here=False)
+    except BrokenProcessPool as e:
+        raise JeopardaError(
+            "a worker process was killed, most likely for memory; run the same command again with fewer `workers`, "
+            "it goes on where it stopped"
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ranks(size: int, who: str) -> Iterator[Workers | None]:
+    try:
+        from mpi4py import MPI
+        from mpi4py.futures import MPICommExecutor
+    except ImportError as e:
+        raise CommError(
+            f"{who} launched {size} ranks, which find each other by mpi4py, and it is not installed ({e}); "
+            "pip install 'jeoparda[mpi]', or start one process"
+        ) from e
+    if MPI.COMM_WORLD.size != size:
+        raise CommError(
+            f"{who} launched {size} ranks, but MPI sees {MPI.COMM_WORLD.size}: its MPI is not the launcher's; "
+            "under srun try --mpi=pmix, or use mpirun"
+        )
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
+        yield None if executor is None else Workers(executor, size, here=True)
