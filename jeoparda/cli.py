@@ -89,10 +89,16 @@ for _name, (*_, _help) in STAGES.items():
 
 @main.command()
 @click.argument("stage", type=click.Choice(list(STAGES)))
-def recipe(stage: str) -> None:
+@click.option("--source", default="bigearthnet-v1", help="of ingest: scenes, chips, ...")
+def recipe(stage: str, source: str) -> None:
     """Print a commented recipe with every key, default and unit."""
     module, kind, _, _ = STAGES[stage]
-    click.echo(template(getattr(importlib.import_module(module), kind)), nl=False)
+    if stage != "ingest":
+        click.echo(template(getattr(importlib.import_module(module), kind)), nl=False)
+        return
+    from jeoparda.ingest.recipe import template_of
+
+    click.echo(template_of(source), nl=False)
 
 
 @main.group()

@@ -11,6 +11,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,15 +147,18 @@ def dump(value: Any) -> str:
     return yaml.safe_dump(as_dict(value), sort_keys=False, allow_unicode=True)
 
 
-def template(kind: type) -> str:
-    """The commented recipe of a stage: every key, its meaning, unit, choices and default."""
+def template(kind: type, given: dict[str, Any] | None = None, without: Collection[str] = ()) -> str:
+    """The commented recipe of a stage: every key, its meaning, unit, choices and default. `given`: values of top-level
+    keys to show instead of the default. `without`: top-level keys to leave out."""
     doc = " ".join((kind.__doc__ or "").split())
-    return f"# {doc}\n" + "\n".join(_template_lines(kind, "")) + "\n"
+    return f"# {doc}\n" + "\n".join(_template_lines(kind, "", given or {}, without)) + "\n"
 
 
-def _template_lines(kind: Any, indent: str) -> list[str]:
+def _template_lines(kind: Any, indent: str, given: dict[str, Any], without: Collection[str]) -> list[str]:
     lines = []
     for name, field in kind.__pydantic_fields__.items():
+        if name in without:
+            continue
         note = field.description or ""
         unit = (field.json_schema_extra or {}).get("unit")
         if unit:
@@ -162,12 +166,13 @@ def _template_lines(kind: Any, indent: str) -> list[str]:
         if choices := _choices(field.annotation):
             note += f" ({' | '.join(choices)})"
         if hasattr(field.annotation, "__pydantic_fields__"):
-            lines += [f"{indent}{name}:  # {note}", *_template_lines(field.annotation, indent + "  ")]
+            lines += [f"{indent}{name}:  # {note}", *_template_lines(field.annotation, indent + "  ", {}, ())]
             continue
-        if field.is_required():
+        if field.is_required() and name not in given:
             lines.append(f"{indent}{name}:  # {note}, required")
             continue
-        value = json.dumps(field.get_default(call_default_factory=True), default=str, ensure_ascii=False)
+        default = given[name] if name in given else field.get_default(call_default_factory=True)
+        value = json.dumps(default, default=str, ensure_ascii=False)
         lines.append(f"{indent}{name}: {value}  # {note}")
     return lines
 

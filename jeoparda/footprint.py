@@ -79,8 +79,8 @@ def footprints(
         corners[which] = np.where((bad | large)[:, None, None], 0.0, points)
         _note(faults, f"outside of where CRS {_short(name)} is defined", len(crs), which[bad])
         _note(faults, f"more than {2 * LARGEST_M / 1000:.0f} km across in CRS {_short(name)}", len(crs), which[large])
-    a, b, _, d, e, _ = transform.T
-    _note(faults, "of no size, by the transform", len(crs), np.flatnonzero(~(np.abs(a * e - b * d) > 0)))  # nan too
+    area = transform[:, 0] * transform[:, 4] - transform[:, 1] * transform[:, 3]
+    _note(faults, "of no size, by the transform", len(crs), np.flatnonzero(~(np.abs(area) > 0)))  # nan too
     for who in faults.values():
         plane[who] = NOWHERE
     pixel = np.sqrt(((corners[:, 1] - corners[:, 0]) ** 2).sum(-1)) / side_px

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -19,7 +19,7 @@ def track(
     unit: plural, as in "patches". total: of all amounts, None where it is not known. amount: how many units an item
     is.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
         with tqdm(desc=what, total=total, unit=f" {unit}", leave=False) as bar:

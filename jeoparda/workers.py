@@ -5,7 +5,7 @@ inference, which need no collectives: a function, many tasks, results in whateve
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,9 +18,10 @@ AHEAD = 2  # tasks with each worker: one in hand, one waiting
 
 
 class Workers:
-    """`count` workers. Without an executor this process does all; with `here` it takes its share."""
+    """`count` workers. `executor`: has `submit`, as those of concurrent.futures; without one this process does all;
+    with `here` it takes its share."""
 
-    def __init__(self, executor: Executor | None = None, count: int = 1, here: bool = True) -> None:
+    def __init__(self, executor: Any = None, count: int = 1, here: bool = True) -> None:
         self._executor, self.count, self._here = executor, count, here
 
     def map(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:

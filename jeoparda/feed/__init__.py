@@ -86,7 +86,9 @@ class Feed:
         """train: augment. labels: (patch, class), of all patches of the store. statistics: (band,) mean and
         standard deviation to normalise by, in digital numbers; a trained network's own when it is used."""
         if store.info.layout.dates:
-            raise RecipeError(f"{store.folder}: holds series of {store.info.layout.dates} dates; this feed takes single images")
+            raise RecipeError(
+                f"{store.folder}: holds series of {store.info.layout.dates} dates; this feed takes single images"
+            )
         self.kind = resolve(r)
         self.plan = plan
         self.epoch = self.step = 0

@@ -7,6 +7,7 @@ result depends on the archive and the recipe, not on the number of workers, the 
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,10 +184,12 @@ def _finalise(r: IngestRecipe, plan: Plan, shards: list[Shard], say: Say) -> Sto
         raise ArchiveError(f"{r.archive}: none of its patches can be used, all {plan.patches} planned are rejected")
     info = add_up(r.store, shards, plan.contents, plan.rejected, plan.left_out, plan.recipe, __version__)
     splits = ", ".join(f"{k} {v}" for k, v in info.splits.items())
-    say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {len(info.rejected)} rejected")
+    faults = sum(x.fault for x in info.rejected)
+    say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {faults} rejected")
     for note in plan.notes:
         say(f"{r.store}: {note}")
-    for reason, n in info.left_out.items():
+    late = Counter(x.expected.replace("at least", "less than") for x in info.rejected if not x.fault)
+    for reason, n in (Counter(info.left_out) + late).items():
         say(f"{r.store}: {n} patches left out: {reason}")
     return info
 

@@ -18,7 +18,7 @@ from jeoparda.ingest.source import LeftOut, Patch, Planned, Transform
 from jeoparda.ingest.tarball import DISTANCE, Bundle, Finder, TruncatedTar, bundles
 from jeoparda.nomenclature import Nomenclature, nomenclature
 from jeoparda.raster import crs_name, read_band
-from jeoparda.sensors import SENTINEL_2_L2A
+from jeoparda.sensors import REFLECTANCE, SENTINEL_2_L2A
 from jeoparda.store import Contents, Group, Layout, Reject, group_records
 
 SENSOR = SENTINEL_2_L2A
@@ -81,7 +81,7 @@ def refuse_keys(section: BigEarthNetRecipe, keys: tuple[str, ...], source: str) 
 def contents_of(classes: Nomenclature, mask_px: int = 0) -> Contents:
     return Contents(
         sensor=SENSOR.name,
-        unit="reflectance x 10000",
+        unit=REFLECTANCE,
         rgb=SENSOR.rgb,
         layout=Layout(GROUPS, mask_px=mask_px),
         nomenclature=classes.name,
@@ -194,7 +194,7 @@ def _planned(unit: Unit, file: str, meta: Any, classes: Nomenclature) -> Planned
         raise PatchError(file, repr(e), "labels, coordinates, projection and acquisition_date") from e
     if (lrx, lry) != (ulx + PATCH_M, uly - PATCH_M):
         found = f"the lower right corner is ({lrx:.10g}, {lry:.10g}), the upper left ({ulx:.10g}, {uly:.10g})"
-        raise PatchError(file, found, f"coordinates {PATCH_M} m apart both ways")
+        raise PatchError(file, found, f"coordinates {PATCH_M:g} m apart both ways")
     try:
         numbers = tuple(classes.encode(labels))
     except KeyError as e:

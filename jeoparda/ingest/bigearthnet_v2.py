@@ -245,10 +245,12 @@ def _rows_of(path: Path) -> Iterator[Row]:
             batches: Iterable[pa.RecordBatch] = file.iter_batches(8192, columns=list(COLUMNS))
         else:
             batches = file.read(list(COLUMNS)).sort_by("patch_id").to_batches(8192)
+        one: dict[Any, Any] = {}  # of each value but the ids: a tar's rows are all held at once
         for batch in batches:
             columns = (batch.column(name).to_pylist() for name in COLUMNS)
             for id_, labels, split, country, snow, cloud in zip(*columns, strict=True):
-                yield Row(id_, tuple(labels or ()), split, country, snow, cloud)
+                values = (tuple(labels or ()), split, country)
+                yield Row(id_, *(one.setdefault(v, v) for v in values), snow, cloud)
     except ArchiveError:
         raise
     except (pa.ArrowException, OSError) as e:

@@ -16,6 +16,7 @@ from jeoparda.errors import ArchiveError, PatchError, RecipeError, SceneError
 from jeoparda.ingest.source import LeftOut, Patch, Planned
 from jeoparda.raster import OpenRaster, RasterInfo, band_names, crs_unit, session
 from jeoparda.raster import describe as look
+from jeoparda.sensors import DIGITAL_NUMBER, REFLECTANCE
 from jeoparda.store import Contents, Group, Layout, Reject
 
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
@@ -39,7 +40,7 @@ PRODUCTS = {
     "eurosat-ms": Product(
         ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B09", "B10", "B11", "B12", "B8A"),
         "sentinel-2-l1c",
-        "reflectance x 10000",
+        REFLECTANCE,
         ("B04", "B03", "B02"),
         10.0,
     ),
@@ -91,7 +92,7 @@ def describe(archive: Path, section: ChipsRecipe) -> Contents:
     group = Group(f"{pixel:g}{crs_unit(info.crs)}", pixel, section.size_px or info.width_px, bands, info.dtype)
     return Contents(
         sensor=section.sensor or (product.sensor if product else "unknown"),
-        unit=product.unit if product else "digital number",
+        unit=product.unit if product else DIGITAL_NUMBER,
         rgb=product.rgb if product else tuple(b for b in ("red", "green", "blue") if {*bands} >= {"red", "blue"}),
         layout=Layout((group,)),
         nomenclature="class folders",

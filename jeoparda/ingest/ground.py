@@ -9,8 +9,8 @@ import numpy as np
 from jeoparda.ingest.source import Transform
 from jeoparda.labels import shifted
 from jeoparda.raster import RasterInfo
+from jeoparda.raster.warp import Method, moved, warp
 from jeoparda.scene import Scene, SceneReader
-from jeoparda.warp import Method, moved, warp
 
 Window = tuple[int, int, int, int]  # (row, col, height, width) in px
 _EDGE_POINTS = 8  # along a side of a window, where it is followed into another CRS

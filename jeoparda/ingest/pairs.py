@@ -34,6 +34,7 @@ from jeoparda.scene import Scene, SceneReader, SceneRecipe, find_scenes, open_sc
 from jeoparda.store import Contents, Group, Layout, Reject
 
 Window = tuple[int, int, int, int]  # (row, col, height, width) in px
+AT_ONCE = 1  # a place, or a high-resolution image, is a task of the plan
 _BLOCK_PX = 1024  # patches of one block of a file follow one another
 
 

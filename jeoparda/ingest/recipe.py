@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from jeoparda.config import REQUIRED, as_dict, opt, recipe
+from jeoparda.config import REQUIRED, as_dict, opt, recipe, template
 from jeoparda.errors import RecipeError
 from jeoparda.ingest import bigearthnet, bigearthnet_v2, chips, pairs, scenes, series
 from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
@@ -27,8 +27,8 @@ SOURCES: dict[str, tuple[Any, str]] = {
 
 @recipe
 class IngestRecipe:
-    """jeoparda ingest: an archive becomes a sharded HDF5 store at native resolution. Of the sections below, only the
-    one of the `source` may be given."""
+    """jeoparda ingest: an archive becomes a sharded HDF5 store at native resolution. Each source has a section of its
+    own: `jeoparda recipe ingest --source scenes` shows that of scenes."""
 
     archive: Path = opt(REQUIRED, "folder of the archive; of BigEarthNet also its .tar, .tar.gz or .tar.zst")
     store: Path = opt(REQUIRED, "folder to make; an unfinished one is taken up where it stopped")
@@ -53,6 +53,14 @@ def source_of(r: IngestRecipe) -> tuple[Source, Any]:
         if getattr(r, name) != type(getattr(r, name))():
             raise RecipeError(f"section {name!r} is given, but source = {r.source}: it takes the section {section!r}")
     return cast(Source, module), getattr(r, section)
+
+
+def template_of(source: str) -> str:
+    """The commented recipe for one source, without the sections of the others."""
+    if source not in SOURCES:
+        raise RecipeError(f"source {source!r} is unknown; there are {', '.join(SOURCES)}")
+    others = {section for _, section in SOURCES.values()} - {SOURCES[source][1]}
+    return template(IngestRecipe, {"source": source}, others)
 
 
 def identity(r: IngestRecipe) -> dict[str, Any]:

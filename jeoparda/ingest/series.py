@@ -31,6 +31,7 @@ from jeoparda.store import Contents, Group, Layout, Reject
 __all__ = ["SeriesRecipe", "describe", "plan", "read", "units"]
 
 _TOGETHER = 256 << 20  # bytes of patches that are read together; one patch at least
+AT_ONCE = 1  # a place, or a high-resolution image, is a task of the plan
 _BLOCK_PX = 1024  # patches of one block of a file follow one another
 
 

@@ -35,8 +35,10 @@ class SplitRecipe:
     """Who trains and who judges: whole geographic blocks, the dataset's own lists or split, dates or countries; never
     random neighbours."""
 
-    by: Literal["block", "csv", "archive", "date", "country", "none"] = opt(
-        "block", "geographic blocks; lists of patch names; the archive's own split; dates; countries; none: all train"
+    by: Literal["auto", "archive", "block", "csv", "date", "country", "none"] = opt(
+        "auto",
+        "the archive's own split; geographic blocks; lists of patch names; dates; countries; none: all train; "
+        "auto: archive where it has one and no key of block is given, else block",
     )
     block_m: float = opt(12_000.0, "block: its side; a block falls into one split as a whole", "m", gt=0)
     val: float = opt(0.1, "block: share held back for validation", ge=0, lt=1)
@@ -197,7 +199,7 @@ def check(s: SplitRecipe) -> None:
     given, default = as_dict(s), as_dict(SplitRecipe())
     for by, keys in _KEYS.items():
         for key in keys:
-            if by != s.by and given[key] != default[key]:
+            if by != s.by and (s.by, by) != ("auto", "block") and given[key] != default[key]:
                 raise RecipeError(f"split.{key} = {given[key]} is for by: {by}, but split.by = {s.by}; take it out")
     if s.val + s.test >= 1:
         raise RecipeError(f"split.val + split.test = {s.val + s.test}: nothing is left to train on")
@@ -219,6 +221,7 @@ def assign(s: SplitRecipe, patches: Columns, classes: Sequence[str]) -> Assignme
     does not have, ArchiveError for an own split that is not understood.
     """
     check(s)
+    s = _resolved(s, patches)
     notes: list[str] = []
     rules: dict[str, Callable[[SplitRecipe, Columns, list[str]], Rule]] = {
         "block": _by_block,
@@ -236,6 +239,15 @@ def assign(s: SplitRecipe, patches: Columns, classes: Sequence[str]) -> Assignme
     for number, who in enumerate(left_out.values()):
         reason[who] = number
     return Assignment(split, reason, tuple(left_out), (*notes, *_missing(s, patches, split, classes)))
+
+
+def _resolved(s: SplitRecipe, patches: Columns) -> SplitRecipe:
+    """The recipe with `auto` decided."""
+    if s.by != "auto":
+        return s
+    asked = any(getattr(s, key) != getattr(SplitRecipe(), key) for key in _KEYS["block"])
+    own = patches.owns and "" not in patches.owns
+    return SplitRecipe(**{**vars(s), "by": "archive" if own and not asked else "block"})
 
 
 # ---- rules
@@ -438,7 +450,8 @@ def _missing(s: SplitRecipe, patches: Columns, split: np.ndarray, classes: Seque
         found = np.bincount(patches.classes[of_class == part], minlength=len(classes))
         share = found / np.maximum(there, 1)
         wanted = {"val": s.val, "test": s.test}.get(name, 0.0) if s.by == "block" and s.stratify else 0.0
-        far = (found > 0) & (wanted > 0) & ((share > 2 * wanted) | (share < wanted / 2))
+        many = there * wanted >= 5  # fewer patches cannot be parted finely
+        far = (found > 0) & many & ((share > 2 * wanted) | (share < wanted / 2))
         if (split == part).any():
             notes += _note(f"{name} has no patch of", classes, (found == 0) & (there > 0), there)
             notes += _note(f"{name} is to have {wanted:.0%} of each class, and has", classes, far, there, share)

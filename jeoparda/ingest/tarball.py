@@ -11,10 +11,13 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import Full, Queue
+from threading import Event, Thread
 from typing import IO, Any, NamedTuple
 
 import zstandard
@@ -26,6 +29,7 @@ HELD_BYTES = 1 << 30
 DISTANCE = 100_000  # members
 _BLOCK = 512
 _BUFFER = 1 << 18  # of the compressed file: what comes of it may be many times as much
+_AHEAD = 8  # blocks that are decompressed before they are asked for
 _LONGEST_WINDOW = 1 << 31  # of zstd --long=31
 
 
@@ -78,11 +82,50 @@ def _open(path: Path) -> Iterator[Iterator[bytes]]:
         except OSError as e:
             raise ArchiveError(f"{path}: cannot be read: {e.strerror}") from e
         if magic == b"\x28\xb5\x2f\xfd" or magic[1:] == b"\x2a\x4d\x18":
-            yield _decoded(raw, zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj)
+            new: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=_LONGEST_WINDOW).decompressobj
         elif magic[:2] == b"\x1f\x8b":
-            yield _decoded(raw, lambda: zlib.decompressobj(16 + zlib.MAX_WBITS))
+            new = partial(zlib.decompressobj, 16 + zlib.MAX_WBITS)
         else:
             yield iter(lambda: raw.read(_BUFFER), b"")
+            return
+        yield opened.enter_context(closing(_ahead(_decoded(raw, new))))
+
+
+def _ahead(blocks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """`blocks`, made by a thread that is a few ahead: decompression leaves the interpreter to who takes them."""
+    made: Queue[tuple[bytes | None, Exception | None]] = Queue(_AHEAD)
+    stop = Event()
+
+    def put(block: bytes | None, error: Exception | None = None) -> None:
+        while not stop.is_set():
+            try:
+                return made.put((block, error), timeout=0.1)
+            except Full:
+                continue
+
+    def make() -> None:
+        try:
+            for block in blocks:
+                put(block)
+                if stop.is_set():
+                    return
+            put(None)
+        except Exception as e:  # it is raised where the blocks are taken
+            put(None, e)
+
+    thread = Thread(target=make, name="decompress", daemon=True)
+    thread.start()
+    try:
+        while True:
+            block, error = made.get()
+            if error:
+                raise error
+            if block is None:
+                return
+            yield block
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _decoded(raw: IO[bytes], decoder: Callable[[], Any]) -> Iterator[bytes]:

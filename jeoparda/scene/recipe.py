@@ -42,7 +42,9 @@ class SceneRecipe:
     align: Literal["refuse", "resample"] = opt(
         "refuse", "bands on different grids; resample: bilinear onto the finest band's grid"
     )
-    pansharpen: bool = opt(False, "fuse the panchromatic band into the others (GDAL, weighted Brovey)")
+    pansharpen: bool = opt(
+        False, "fuse the panchromatic band into the others: GDAL, weighted Brovey, of digital numbers"
+    )
     pan_weights: tuple[float, ...] = opt(
         (), "share of each band in the panchromatic one, in their order; empty: the same for all"
     )

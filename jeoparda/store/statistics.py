@@ -62,7 +62,7 @@ def all_bands(layout: Layout) -> tuple[str, ...]:
 def _coarser(valid: np.ndarray, size_px: int) -> np.ndarray:
     """valid: (..., row, col) -> the same at `size_px`, bool: a coarse pixel is valid where all of its fine ones are."""
     step = valid.shape[-1] // size_px
-    return valid.reshape(*valid.shape[:-2], size_px, step, size_px, step).all((-3, -1))
+    return np.asarray(valid.reshape(*valid.shape[:-2], size_px, step, size_px, step).all((-3, -1)))
 
 
 def _part(x: np.ndarray) -> list[Any]:

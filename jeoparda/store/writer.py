@@ -59,7 +59,9 @@ def write_shard(
     path = shard_path(store, number)
     data = np.zeros(most, contents.layout.dtype())
     labels = np.zeros((most, len(contents.classes)), np.uint8)
-    sums, records, rejected = Sums(contents), [], []
+    sums = Sums(contents)
+    records: list[PatchRecord] = []
+    rejected: list[Reject] = []
     for patch in patches:
         if isinstance(patch, Reject):
             rejected.append(patch)

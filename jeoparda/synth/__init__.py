@@ -130,8 +130,7 @@ def run(r: SynthRecipe, say: Callable[[str], None] = print) -> Path:
         if w is None:  # a rank that worked for rank 0
             return r.out
         _claim(r)
-        work = _folders(r, w, chunks) if r.tar == "none" else _tars(r, w, chunks)
-        made = sum(track(work, "synth", "patches", r.patches))
+        made = _folders(r, w, chunks) if r.tar == "none" else _tars(r, w, chunks)
     there = r.patches - made
     say(f"{r.out}: {r.patches} patches, {made} made now" + (f", {there} were there" if there else ""))
     return r.out
@@ -184,14 +183,16 @@ def _compare(marker: Path, found: Any, wanted: dict[str, Any]) -> None:
 # ---- folders
 
 
-def _folders(r: SynthRecipe, w: Workers, chunks: list[tuple[SynthRecipe, range]]) -> Iterator[int]:
-    """How many patches were written, chunk by chunk; last, the tables."""
+def _folders(r: SynthRecipe, w: Workers, chunks: list[tuple[SynthRecipe, range]]) -> int:
+    """How many patches were written."""
     rows: list[Row] = []
-    for made, some in w.map(_make_chunk, chunks):
+    made = 0
+    for new, some in track(w.map(_make_chunk, chunks), "synth", f"chunks of {_CHUNK} patches", len(chunks)):
         rows += some
-        yield made
+        made += new
     if r.layout == "bigearthnet-v2":
         write_tables(r.out, rows)
+    return made
 
 
 def _make_chunk(r: SynthRecipe, chunk: range) -> tuple[int, list[Row]]:
@@ -218,26 +219,24 @@ def _rows(r: SynthRecipe, made: Patch) -> list[Row]:
 # ---- tars
 
 
-def _tars(r: SynthRecipe, w: Workers, chunks: list[tuple[SynthRecipe, range]]) -> Iterator[int]:
-    """As `_folders`; each run packs all of the patches."""
+def _tars(r: SynthRecipe, w: Workers, chunks: list[tuple[SynthRecipe, range]]) -> int:
+    """How many patches were packed: each run packs all of them."""
     rows: list[Row] = []
-    counts: list[int] = []
 
     def files() -> Iterator[dict[str, dict[str, bytes]]]:
         for some, found in _in_order(w.map(_chunk_files, chunks)):
-            rows.extend(row for row in some if row)
+            rows.extend(some)
             yield from found
-            counts.append(len(found))
 
     try:
-        pack(r.out, r.layout, r.tar, files())
+        pack(r.out, r.layout, r.tar, track(files(), "synth", "patches", r.patches))
         if r.layout == "bigearthnet-v2":
             write_tables(r.out, rows)
+    except ArchiveError:
+        raise
     except OSError as e:
-        if isinstance(e, ArchiveError):
-            raise
-        raise ArchiveError(f"{r.out}: cannot be written: {e.strerror or e}") from e
-    yield from counts
+        raise ArchiveError(f"{r.out}: cannot be written: {e.strerror or e}; start again once there is room") from e
+    return r.patches
 
 
 def _chunk_files(r: SynthRecipe, chunk: range) -> tuple[int, Chunk]:

@@ -120,7 +120,7 @@ def files_of(layout: Layout, made: Patch) -> dict[str, dict[str, bytes]]:
     files = {
         f"{name}_{band}.tif": geotiff(pixels, where.zone, where.ulx_m, where.uly_m)
         for pixel_m, bands in SENTINEL_2_L2A.groups
-        for band, pixels in zip(bands, made.bands[f"{pixel_m}m"], strict=True)
+        for band, pixels in zip(bands, made.bands[f"{pixel_m:g}m"], strict=True)
     }
     if layout == "bigearthnet-v1":
         return {name: files | {f"{name}_labels_metadata.json": json.dumps(made.metadata).encode()}}

@@ -282,10 +282,10 @@ def sense(rng: np.random.Generator, cube: np.ndarray, noise_sd: float) -> dict[s
     """
     out, first = {}, 0
     for pixel_m, names in SENTINEL_2_L2A.groups:
-        here = _area_means(cube[first : first + len(names)], pixel_m // PIXEL_M)
+        here = _area_means(cube[first : first + len(names)], int(pixel_m) // PIXEL_M)
         here = here + np.float32(noise_sd) * rng.standard_normal(here.shape, dtype=np.float32)
         here *= np.float32(1 / SENTINEL_2_L2A.scale)
-        out[f"{pixel_m}m"] = np.clip(np.rint(here), 1, 65535).astype(np.uint16)
+        out[f"{pixel_m:g}m"] = np.clip(np.rint(here), 1, 65535).astype(np.uint16)
         first += len(names)
     return out
 

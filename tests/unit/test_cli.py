@@ -85,7 +85,11 @@ def test_store_info_and_verify(tiny_store, tmp_path):
     content[len(content) // 2] ^= 4
     shard.write_bytes(content)
     done = called("store", "verify", copy)
-    assert done.exit_code == 1 and "00003.h5: differs from its checksum in store.json: patches 3 of it" in done.output and "every byte" not in done.output
+    assert (
+        done.exit_code == 1
+        and "00003.h5: differs from its checksum in store.json: patches 3 of it" in done.output
+        and "every byte" not in done.output
+    )
 
 
 def test_stopped_on_purpose_is_75_and_it_goes_on(tiny_store, tmp_path):

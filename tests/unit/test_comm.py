@@ -13,7 +13,6 @@ from jeoparda.errors import CommError, JeopardaError, Stopped
 from jeoparda.launchers import LAUNCHERS
 
 
-
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
     for name, _ in LAUNCHERS:

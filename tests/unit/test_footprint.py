@@ -10,6 +10,7 @@ from pyproj import Transformer
 from jeoparda.footprint import footprints, metres_per_unit, overlapping, within
 
 SIDE = 120  # px
+TO_LAEA = {f"EPSG:326{z}": Transformer.from_crs(f"EPSG:326{z}", "EPSG:3035", always_xy=True) for z in (32, 33)}
 
 
 def ground(*patches, side=SIDE):
@@ -188,5 +189,4 @@ def overlapping_in_one_zone(patches):
 def shape(crs, transform):
     a, b, c, d, e, f = transform
     corners = [(a * i + b * j + c, d * i + e * j + f) for i, j in ((0, 0), (SIDE, 0), (SIDE, SIDE), (0, SIDE))]
-    turn = Transformer.from_crs(crs, "EPSG:3035", always_xy=True)
-    return shapely.Polygon([turn.transform(*xy) for xy in corners])
+    return shapely.Polygon([TO_LAEA[crs].transform(*xy) for xy in corners])

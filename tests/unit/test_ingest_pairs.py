@@ -12,8 +12,8 @@ from jeoparda.ingest import ground, pairs
 from jeoparda.ingest.pairs import PairsRecipe
 from jeoparda.ingest.source import LeftOut, Patch, Planned
 from jeoparda.raster import describe, write_band
+from jeoparda.raster.warp import moved, warp
 from jeoparda.store import Reject
-from jeoparda.warp import moved, warp
 from tests.conftest import SHARED
 
 UTM = "EPSG:32633"

@@ -21,9 +21,10 @@ LAYERS = (
 )
 NAMES = (ast.Attribute, ast.Name)
 HOMES = {
-    "rasterio": ("raster",),
-    "osgeo": ("raster",),
+    "rasterio": ("raster.",),
+    "osgeo": ("raster.",),
     "h5py": ("store.",),
+    "pyproj": ("raster.", "vector", "footprint"),
     "pyogrio": ("vector",),
     "shapely": ("vector",),
     "pyarrow": ("ingest.",),

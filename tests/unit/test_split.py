@@ -240,6 +240,14 @@ def test_a_class_of_few_blocks(blocks, parts):
     assert len(lacking) == 3 - len(parts)
 
 
+def test_shares_far_from_the_wanted_are_said():
+    # Peat fills three blocks only: a third of it in each split is the best there is
+    peat = [patch(9000 + 100 * b + i, 600_000.0 + 24_000 * b, 5.3e6, (3,)) for b in range(3) for i in range(40)]
+    found = dealt(grid(60) + peat, buffer_m=None)
+    said = "is to have 10% of each class, and has 33% of Peat (120 patches in all)"
+    assert sum(said in n for n in found.notes) == 2, found.notes
+
+
 def test_too_few_blocks_are_said():
     found = dealt(grid(3, y=5_399_000.0))
     assert set(found.split.tolist()) == {TRAIN}
@@ -335,7 +343,7 @@ def test_none_trains_all():
         ({"by": "country"}, r"needs split\.val_countries"),
         ({"by": "country", "val_countries": ["A"], "test_countries": ["A"]}, "A stands in"),
         ({"by": "date", "val_from": "2018-01-01", "block_m": 5.0}, r"split\.block_m = 5\.0 is for by: block"),
-        ({"val_countries": ["A"]}, r"is for by: country, but split\.by = block"),
+        ({"val_countries": ["A"]}, r"is for by: country, but split\.by = auto"),
     ],
 )
 def test_recipes_that_cannot_work(recipe, message):

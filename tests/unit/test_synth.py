@@ -8,16 +8,23 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jeoparda.config import load
 from jeoparda.errors import ArchiveError, RecipeError
 from jeoparda.ingest import IngestRecipe, SplitRecipe
 from jeoparda.ingest import run as ingest
-from jeoparda.nomenclature import CLC, CLC_BY_NAME
-from jeoparda.raster import write_band
+from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
+from jeoparda.ingest.bigearthnet_v2 import place
+from jeoparda.ingest.tarball import members
+from jeoparda.nomenclature import CLC, CLC_BY_NAME, nomenclature
+from jeoparda.raster import read_band, write_band
+from jeoparda.store import Store
 from jeoparda.synth import MARKER, Patch, SynthRecipe, geotiff, landscape, patch, run, spectra, utm_wkt
+from jeoparda.synth.layout import METADATA, METADATA_CLOUDY, row_of, tile_of
 from jeoparda.synth.pattern import PATTERNS, SIZE_PX, cut
+from tests.conftest import SHARED
 
 BAND = {name: i for i, name in enumerate(spectra.BANDS)}
 NUMBER = {c.code: i for i, c in enumerate(CLC)}
@@ -259,6 +266,152 @@ def test_the_metadata_is_that_of_bigearthnet(archive: Path) -> None:
         assert meta["coordinates"]["lrx"] - meta["coordinates"]["ulx"] == 1200
         assert meta["acquisition_date"].replace("-", "")[:8] == folder.name.split("_")[2][:8]
         assert len(list(folder.iterdir())) == 13
+
+
+# ---- the other layout, and tars
+
+
+def contents_of(tar: Path) -> dict[str, bytes]:
+    return {m.name: m.content or b"" for m in members(tar)}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def archive_v2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(recipe_of(tmp_path_factory.mktemp("v2") / "a", layout="bigearthnet-v2", cloud=0.3), quiet)
+
+
+def test_the_marker_of_the_default_layout_is_as_it_was(archive: Path) -> None:
+    assert json.loads((archive / MARKER).read_text()) == {
+        "format": 1, "seed": 0, "cloud": 0.05, "noise": 0.002, "label_min_fraction": 0.06,
+    }  # fmt: skip
+
+
+def test_v2_holds_the_pixels_of_v1_the_class_map_and_a_table(archive_v2: Path) -> None:
+    r = recipe_of(archive_v2, layout="bigearthnet-v2", cloud=0.3)
+    tables = [pq.read_table(archive_v2 / name).to_pylist() for name in (METADATA, METADATA_CLOUDY)]
+    rows = {row["patch_id"]: row for table in tables for row in table}
+    assert all([t["patch_id"] for t in table] == sorted(t["patch_id"] for t in table) for table in tables)
+    index = nomenclature("bigearthnet-19").index
+    names = nomenclature("bigearthnet-19").classes
+    unlabelled = 0
+    for i in range(r.patches):
+        p = patch(r, i)
+        name = f"{tile_of(p.place)}_{'_'.join(p.name.split('_')[-2:])}"
+        folder = archive_v2 / "BigEarthNet-S2" / tile_of(p.place) / name
+        assert len(list(folder.iterdir())) == 12
+        assert (folder / f"{name}_B05.tif").read_bytes() == geotiff(
+            p.bands["20m"][0], p.place.zone, p.place.ulx_m, p.place.uly_m
+        )
+        codes, info = read_band(archive_v2 / "Reference_Maps" / tile_of(p.place) / name / f"{name}_reference_map.tif")
+        assert np.array_equal(codes, np.array([c.code for c in CLC])[p.classes])
+        assert (info.transform[2], info.transform[5]) == (p.place.ulx_m, p.place.uly_m)
+        assert place(name)[:3] == (info.crs, p.place.ulx_m, p.place.uly_m), "a tile's corner and a name say the same"
+        wanted = {names[index[n]] for n in p.labels if n in index}
+        unlabelled += not wanted
+        assert (set(rows[name]["labels"]) == wanted) if wanted else name not in rows
+        if wanted:
+            assert rows[name]["s2v1_name"] == p.name and rows[name]["contains_cloud_or_shadow"] == p.cloudy
+            assert (name in {t["patch_id"] for t in tables[1]}) == p.cloudy
+    assert len(rows) == r.patches - unlabelled and len(tables[1]) > 3
+
+
+def test_v2_columns_are_those_published(archive_v2: Path) -> None:
+    schema = pq.read_schema(archive_v2 / METADATA)
+    assert {n: str(t) for n, t in zip(schema.names, schema.types, strict=True)} == {
+        "patch_id": "string", "labels": "list<element: string>", "split": "string", "country": "string",
+        "s1_name": "string", "s2v1_name": "string", "contains_seasonal_snow": "bool",
+        "contains_cloud_or_shadow": "bool",
+    }  # fmt: skip
+
+
+@pytest.mark.needs("shared")
+def test_v2_schema_is_the_real_one(archive_v2: Path) -> None:
+    real = pq.read_schema(SHARED / "bigearthnet-v2" / METADATA)
+    assert pq.read_schema(archive_v2 / METADATA).equals(real)
+
+
+def test_v2_splits_keep_ground_together() -> None:
+    seen: dict[tuple[str, int, int], set[str]] = {}
+    counts: Counter[str] = Counter()
+    r = SynthRecipe(out=Path("unused"))
+    made = patch(r, 0)
+    for i in range(4000):
+        where = landscape.place(0, i)
+        row = row_of(0, dataclasses.replace(made, place=where, name=where.name))
+        assert row
+        col, line = (int(n) // 10 for n in where.name.split("_")[-2:])
+        seen.setdefault((where.tile, col, line), set()).add(row.split)
+        counts[row.split] += 1
+    assert all(len(s) == 1 for s in seen.values())
+    assert 0.4 < counts["train"] / 4000 < 0.6 and 0.17 < counts["validation"] / 4000 < 0.33
+
+
+@pytest.mark.parametrize("tar", ["tar", "tar.gz", "tar.zst"])
+def test_a_tar_holds_the_files_of_the_folders(archive: Path, tmp_path: Path, tar: str) -> None:
+    out = run(recipe_of(tmp_path / "t", tar=tar), quiet)
+    assert sorted(p.name for p in out.iterdir()) == [f"BigEarthNet-v1.0.{tar}", MARKER]
+    folders = {f"BigEarthNet-v1.0/{k}": v for k, v in tree(archive).items() if k != MARKER}
+    assert contents_of(out / f"BigEarthNet-v1.0.{tar}") == folders
+
+
+def test_tars_of_v2_hold_the_files_of_its_folders(archive_v2: Path, tmp_path: Path) -> None:
+    r = recipe_of(tmp_path / "t", layout="bigearthnet-v2", tar="tar.zst", cloud=0.3, workers=2, patches=40)
+    found = tree(run(r, quiet))
+    there = tree(archive_v2)
+    for name in (METADATA, METADATA_CLOUDY):
+        assert found.pop(name) == there.pop(name)
+    packed = contents_of(r.out / "BigEarthNet-S2.tar.zst") | contents_of(r.out / "Reference_Maps.tar.zst")
+    assert packed == {k: v for k, v in there.items() if k != MARKER}
+    assert set(found) == {"BigEarthNet-S2.tar.zst", "Reference_Maps.tar.zst", MARKER}
+
+
+@pytest.mark.parametrize("tar", ["tar.gz", "tar.zst"])
+def test_tars_are_the_same_bytes_from_other_workers(tmp_path: Path, tar: str) -> None:
+    one, two = (run(recipe_of(tmp_path / str(w), tar=tar, patches=110, workers=w), quiet) for w in (1, 2))
+    assert digests(one) == digests(two)
+
+
+def test_v2_is_taken_up_and_extended_to_the_same_bytes(archive_v2: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    keys = {"layout": "bigearthnet-v2", "cloud": 0.3}
+    run(recipe_of(out, patches=11, **keys), quiet)
+    gone = sorted(out.glob("BigEarthNet-S2/*/*"))[3]
+    shutil.rmtree(gone)  # its map is there: killed in between
+    half = gone.with_name(f".{gone.name}.part")
+    half.mkdir()
+    run(recipe_of(out, **keys), quiet)
+    assert digests(out) == digests(archive_v2)
+
+
+@pytest.mark.parametrize(("key", "value"), [("layout", "bigearthnet-v2"), ("tar", "tar.gz")])
+def test_another_layout_into_the_same_folder_is_refused(archive: Path, key: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=rf"{key} is None, the recipe says {value}"):
+        run(recipe_of(archive, **{key: value}), quiet)
+
+
+@pytest.mark.parametrize("tar", ["none", "tar.zst"])
+def test_ingest_takes_every_labelled_clear_patch_of_v2(archive_v2: Path, tmp_path: Path, tar: str) -> None:
+    r = recipe_of(archive_v2, layout="bigearthnet-v2", cloud=0.3)
+    ending = "" if tar == "none" else f".{tar}"
+    folder = archive_v2 if tar == "none" else run(dataclasses.replace(r, out=tmp_path / "t", tar=tar), quiet)
+    section = BigEarthNetRecipe(images=f"BigEarthNet-S2{ending}", reference_maps=f"Reference_Maps{ending}")
+    more = {"source": "bigearthnet-v2", "bigearthnet": section, "split": SplitRecipe(by="archive"), "workers": 1}
+    info = ingest(IngestRecipe(archive=folder, store=tmp_path / "s", patches_per_shard=7, **more), quiet)
+    assert info
+    rows = pq.read_table(folder / METADATA).to_pylist()
+    assert (info.patches, len(info.rejected)) == (len(rows), 0)
+    assert sum(info.left_out.values()) == 40 - len(rows)
+    store = Store(tmp_path / "s")
+    truth = {f"{tile_of(p.place)}_{'_'.join(p.name.split('_')[-2:])}": p for p in (patch(r, i) for i in range(40))}
+    index = nomenclature("bigearthnet-19").index
+    table = np.array([index.get(c.name, 255) for c in CLC])
+    for i, name in enumerate(store.column("id")):
+        assert np.array_equal(store.patch(i)["mask"], table[truth[name].classes])
+        assert np.array_equal(store.patch(i)["20m"], truth[name].bands["20m"])
 
 
 def test_projection_is_utm() -> None:

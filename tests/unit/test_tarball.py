@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import tarfile
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +134,17 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, name):
         (tmp_path / "x").write_bytes(broken)
         _, error = until_error(members(tmp_path / "x"))
         assert error and str(tmp_path / "x") in str(error), f"bit of byte {at} of {len(whole)}: {error}"
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.zst"])
+def test_who_stops_early_leaves_no_thread_and_no_open_file(tmp_path, name):
+    path = pack(tmp_path / name, patches(40, 40_000))
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    stream = members(path)
+    next(stream)
+    assert threading.active_count() == before[0] + 1
+    stream.close()
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up", "top/../../up"])

@@ -318,7 +318,12 @@ def test_evaluation_repeats_the_validation_of_the_best_epoch(undisturbed, tiny_s
 
 def test_evaluation_refuses_a_store_that_does_not_fit(undisturbed, tiny_archive, tmp_path):
     ingest(
-        IngestRecipe(archive=tiny_archive, store=tmp_path / "s", bigearthnet=BigEarthNetRecipe(nomenclature="bigearthnet-19"), workers=1),
+        IngestRecipe(
+            archive=tiny_archive,
+            store=tmp_path / "s",
+            bigearthnet=BigEarthNetRecipe(nomenclature="bigearthnet-19"),
+            workers=1,
+        ),
         lambda _: None,
     )
     with pytest.raises(CheckpointError, match="its classes are"):

@@ -110,7 +110,7 @@ def test_an_archive_that_changed_mends_nothing_and_harms_nothing(store, archive,
     path = store / "shards" / "00001.h5"
     flip(path, StoreInfo.read(store).shards[1].offset + 9, 0)
     before = content(store)
-    with pytest.raises(StoreError, match="shards 1 could not be mended.*--archive"):
+    with pytest.raises(StoreError, match=r"shards 1 could not be mended.*--archive"):
         repair(store, other, 1, lambda _: None)
     assert content(store) == before
     repair(store, archive, 1, lambda _: None)

@@ -57,18 +57,21 @@ def test_tasks_are_drawn_as_they_are_needed():
             assert drawn - done <= 2 * AHEAD + 1
 
 
+def run(function, count: int) -> list[int]:
+    with workers(count) as w:
+        assert w is not None
+        return list(w.map(function, ((i,) for i in range(20))))
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_first_error_of_a_task_is_raised(count):
-    with pytest.raises(ValueError, match="task 3"), workers(count) as w:
-        assert w is not None
-        list(w.map(fail, ((i,) for i in range(20))))
+    with pytest.raises(ValueError, match="task 3"):
+        run(fail, count)
 
 
 def test_a_killed_worker_is_told():
-    with pytest.raises(JeopardaError, match="a worker process was killed.*it goes on where it stopped"):
-        with workers(2) as w:
-            assert w is not None
-            list(w.map(die, ((i,) for i in range(20))))
+    with pytest.raises(JeopardaError, match=r"a worker process was killed.*it goes on where it stopped"):
+        run(die, 2)
 
 
 class Slow:

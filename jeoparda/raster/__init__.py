@@ -8,13 +8,15 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
+import pyproj
+import pyproj.exceptions
 import rasterio
 import rasterio.enums
 import rasterio.features
@@ -22,6 +24,7 @@ import rasterio.shutil
 import rasterio.vrt
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.env import getenv, hasenv
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
@@ -57,17 +60,22 @@ class RasterInfo:
 @contextmanager
 def session(cache_mb: int = 0) -> Iterator[None]:
     """GDAL's settings for all that is read inside. `cache_mb`: bound of its block cache, which is the process's own;
-    0 leaves it. Without a session each read makes one of its own, at a tenth of the cost of a small file."""
+    0 leaves it. Without a session each read makes one of its own, for 30 us. Sessions end in the reverse order of
+    their beginning."""
     more = {"GDAL_CACHEMAX": cache_mb << 20} if cache_mb else {}
     with warnings.catch_warnings(), rasterio.Env(**_GDAL, **more):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # planetary and plain images are welcome
         yield
 
 
+def _in_session() -> bool:
+    return hasenv() and getenv().get("GDAL_PAM_ENABLED") == _GDAL["GDAL_PAM_ENABLED"]
+
+
 @contextmanager
 def _open(path: str | os.PathLike[str] | bytes, called: str = "") -> Iterator[rasterio.DatasetReader]:
     """`path`: of a file, or the file itself as bytes."""
-    with session():
+    with nullcontext() if _in_session() else session():
         try:
             if isinstance(path, bytes):
                 if not path:  # rasterio would take it for a file to write
@@ -123,7 +131,16 @@ def crs_name(crs: Any) -> str:
 def _crs_name(text: str) -> str:
     crs = CRS.from_user_input(text)
     code = crs.to_epsg()  # a search through PROJ's database: once a CRS, not once a file
-    return f"EPSG:{code}" if code else crs.to_wkt()
+    return f"EPSG:{code}" if code and _known(code) else crs.to_wkt()
+
+
+def _known(code: int) -> bool:
+    """Whether pyproj knows it too, whose database may be older than that of rasterio's own PROJ."""
+    try:
+        pyproj.CRS.from_epsg(code)
+    except pyproj.exceptions.CRSError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)
