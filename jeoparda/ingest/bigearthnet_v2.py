@@ -118,7 +118,8 @@ def units(archive: Path, section: BigEarthNetRecipe, contents: Contents) -> Iter
 def _units_of_folders(archive: Path, section: BigEarthNetRecipe, maps: "_Maps") -> Iterator[Unit]:
     tiles = set(_listing(archive / section.images))
     for tile, group in groupby(_rows(archive, section), lambda row: tile_of(row.id)):
-        rows = {row.id: row for row in group}
+        rows, twice = _by_id(group)
+        yield from twice
         folder = f"{section.images}/{tile}"
         there = set(_listing(archive / folder)) if tile in tiles else set()
         maps.begin(tile, rows)
@@ -131,24 +132,39 @@ def _units_of_folders(archive: Path, section: BigEarthNetRecipe, maps: "_Maps") 
 
 
 def _units_of_tar(archive: Path, section: BigEarthNetRecipe, maps: "_Maps") -> Iterator[Unit]:
-    rows = {row.id: row for row in _rows(archive, section)}
-    tiles: set[str] = set()
+    rows, twice = _by_id(_rows(archive, section))
+    yield from twice
+    seen: set[str] = set()
     for tile, names in groupby(rows, tile_of):
         maps.begin(tile, names, keep=True)
     try:
         for bundle in bundles(archive / section.images, BANDS, lambda name: False):
-            row = rows.pop(bundle.name, None)
-            tiles.add(tile_of(bundle.name))
-            if row is None:
-                yield _without_row(bundle.name)
+            name = bundle.name
+            if name in seen:
+                yield Unit(name, rows.get(name), found=Reject(name, bundle.folder, "comes twice", "each patch once"))
+            elif name not in rows:
+                yield _without_row(name)
             elif fault := missing_of(bundle):
-                yield Unit(row.id, row, found=fault)
+                yield Unit(name, rows[name], found=fault)
             else:
-                yield maps.joined(Unit(row.id, row, bundle.folder))
+                yield maps.joined(Unit(name, rows[name], bundle.folder))
+            seen.add(name)
     except TruncatedTar as e:
         yield Unit(section.images, None, found=cut_short(section.images, e, section))
-    for tile, group in groupby(rows.values(), lambda row: tile_of(row.id)):
+    tiles = {tile_of(name) for name in seen}
+    for tile, group in groupby((row for row in rows.values() if row.id not in seen), lambda row: tile_of(row.id)):
         yield from _without_bands(list(group), section.images, tile in tiles)
+
+
+def _by_id(rows: Iterable[Row]) -> tuple[dict[str, Row], list[Unit]]:
+    """Rows by patch, the first of each; the others as faults."""
+    found: dict[str, Row] = {}
+    twice = []
+    for row in rows:
+        if found.setdefault(row.id, row) is not row:
+            fault = Reject(row.id, "metadata", f"a second row of patch {row.id}", "one row a patch")
+            twice.append(Unit(row.id, row, found=fault))
+    return found, twice
 
 
 def _without_bands(rows: list[Row], images: str, has_tile: bool) -> Iterator[Unit]:
@@ -249,8 +265,8 @@ def _rows_of(path: Path) -> Iterator[Row]:
         for batch in batches:
             columns = (batch.column(name).to_pylist() for name in COLUMNS)
             for id_, labels, split, country, snow, cloud in zip(*columns, strict=True):
-                values = (tuple(labels or ()), split, country)
-                yield Row(id_, *(one.setdefault(v, v) for v in values), snow, cloud)
+                labels, split, country = (one.setdefault(v, v) for v in (tuple(labels or ()), split, country))
+                yield Row(id_, labels, split, country, snow, cloud)
     except ArchiveError:
         raise
     except (pa.ArrowException, OSError) as e:

@@ -372,7 +372,11 @@ class Finder:
 
     def find(self, folder: str) -> dict[str, bytes]:
         """{path in the tar: content} of that patch."""
-        found = self.passed.pop(folder, None) or self._seek(folder)
+        found = self.passed.pop(folder, None)
+        if found:
+            self.held -= _size(found)
+        else:
+            found = self._seek(folder)
         return {f"{folder}/{name}": content for name, content in found.files.items()}
 
     def _seek(self, folder: str) -> Bundle:
@@ -381,13 +385,17 @@ class Finder:
                 return bundle
             if self.keep:
                 self.passed[bundle.folder] = bundle
-                self.held += sum(map(len, bundle.files.values()))
+                self.held += _size(bundle)
             if self.held > HELD_BYTES:
                 raise ArchiveError(
                     f"{self.path}: its patches are in another order than the images': {self.held} bytes passed before "
                     f"{folder} came; unpack it, it is small"
                 )
         raise ArchiveError(f"{self.path}: {folder} is no longer where it was when the ingest was planned; start anew")
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(map(len, bundle.files.values()))
 
 
 # ---- writing

@@ -65,7 +65,7 @@ def test_a_clear_error_is_1(tmp_path, words, told):
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("jeoparda.cli.template", None)
-    assert isinstance(called("recipe", "ingest").exception, TypeError)
+    assert isinstance(called("recipe", "train").exception, TypeError)
 
 
 def test_in_a_process_of_its_own(cli, tmp_path):

@@ -355,6 +355,24 @@ def test_v2_a_tile_half_there_is_one_count_not_thousands_of_lines(v2, packed):
     assert Counter(p.reason for p in left) == {f"in the metadata, but not in {section.images}/{TILE}": 40}
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_v2_a_patch_twice_is_told(v2, packed):
+    rows = [row_of(n) for n in NAMES]
+    write_rows(v2 / "metadata.parquet", [rows[0], rows[0] | {"labels": ["Pastures"]}, *rows[1:]])
+    section = BigEarthNetRecipe(images=tar_of(v2 / "BigEarthNet-S2", v2 / "S2.tar").name) if packed else MAPS
+    _, patches, rejects, _ = planned(bigearthnet_v2, v2, section)
+    assert [p.id for p in patches] == NAMES and len(patches[0].classes) == 3
+    assert [r.reason for r in rejects] == [f"a second row of patch {NAMES[0]}"]
+    if packed:
+        plain = (v2 / "S2.tar").read_bytes()
+        with tarfile.open(v2 / "S2.tar", "a") as tar:
+            for file in sorted((v2 / "BigEarthNet-S2" / TILE / NAMES[1]).iterdir()):
+                tar.add(file, f"BigEarthNet-S2/{file.relative_to(v2 / 'BigEarthNet-S2')}")
+        assert len(plain) < (v2 / "S2.tar").stat().st_size
+        _, patches, rejects, _ = planned(bigearthnet_v2, v2, section)
+        assert len(patches) == 5 and (rejects[1].id, rejects[1].reason) == (NAMES[1], "comes twice")
+
+
 def test_v2_flags_are_used(v2):
     rows = [row_of(n, contains_seasonal_snow=i in (0, 1), contains_cloud_or_shadow=i in (1, 2)) for i, n in
             enumerate(NAMES)]  # fmt: skip
