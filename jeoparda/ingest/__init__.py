@@ -22,6 +22,8 @@ from jeoparda.ingest.source import Patch, Planned
 from jeoparda.ingest.split import SplitRecipe
 from jeoparda.journal import Journal
 from jeoparda.progress import track
+from jeoparda.raster import session
+from jeoparda.sensors import REFLECTANCE
 from jeoparda.store import Contents, PatchRecord, Reject, Shard, StoreInfo, finished, write_shard
 from jeoparda.store import finalise as add_up
 from jeoparda.workers import Workers, workers
@@ -157,9 +159,10 @@ def _make(r: IngestRecipe, number: int, payload: Any) -> Made:
     plan = plans.read(r.store)
     patches = plan.shard(number)
     source, section = source_of(r)
-    found = source.read(r.archive, section, plan.contents, patches, payload)
-    rows = (row(plan.contents, p, got) for p, got in zip(patches, found, strict=True))
-    shard = write_shard(r.store, number, plan.digest(number), plan.contents, rows, len(patches))
+    with session():
+        found = source.read(r.archive, section, plan.contents, patches, payload)
+        rows = (row(plan.contents, p, got) for p, got in zip(patches, found, strict=True))
+        shard = write_shard(r.store, number, plan.digest(number), plan.contents, rows, len(patches))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB, on Linux
     return Made(shard, time.monotonic() - start, peak)
 
@@ -168,9 +171,10 @@ def row(contents: Contents, p: Planned, got: Patch | Reject) -> tuple[PatchRecor
     """A patch as the store's writer takes it."""
     if isinstance(got, Reject):
         return got
+    valid = 1.0
     if contents.layout.valid:
         valid = got.arrays["valid"].mean()
-    else:  # zero is no data
+    elif contents.unit == REFLECTANCE:  # in which zero is no data; black is a digital number like others
         valid = (got.arrays[contents.layout.groups[0].name] > 0).all(-3).mean()
     record = PatchRecord(p.id, p.source, p.crs, p.transform, p.date, p.country, p.split, float(valid), p.dates)
     return record, got.arrays, got.classes

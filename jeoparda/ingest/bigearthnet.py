@@ -109,7 +109,9 @@ def _folders(archive: Path) -> list[str]:
     if not archive.is_dir():
         raise ArchiveError(f"{archive}: no such folder; expected a BigEarthNet v1 archive (one folder a patch)")
     with os.scandir(archive) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        # a link to nowhere was a patch once: it is to be told of as missing
+        found = [e for e in entries if e.is_dir() or (e.is_symlink() and not os.path.exists(e.path))]
+    names = sorted(e.name for e in found if not e.name.startswith("."))
     if not names:
         raise ArchiveError(f"{archive}: holds no folders; expected one folder a patch, as S2A_MSIL2A_..._46_22/")
     return names
@@ -170,7 +172,7 @@ def _read(archive: Path, file: str) -> bytes:
     except FileNotFoundError:
         raise PatchError(file, "missing", "the patch's labels and coordinates") from None
     except OSError as e:
-        raise PatchError(file, f"cannot be read: {e.strerror}") from e
+        raise PatchError(file, f"cannot be read: {e.strerror}", "the patch's labels and coordinates") from e
 
 
 def _json(text: bytes, file: str) -> Any:
@@ -178,7 +180,7 @@ def _json(text: bytes, file: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as e:
         raise PatchError(file, f"not valid JSON at line {e.lineno}: {e.msg}", "the file as published") from e
-    except ValueError as e:  # not UTF-8
+    except (ValueError, RecursionError) as e:  # not UTF-8; brackets without end
         raise PatchError(file, f"not valid JSON: {e}", "the file as published") from e
 
 
@@ -198,7 +200,7 @@ def _planned(unit: Unit, file: str, meta: Any, classes: Nomenclature) -> Planned
     try:
         numbers = tuple(classes.encode(labels))
     except KeyError as e:
-        raise PatchError(file, f"label {e.args[0]!r} is no CORINE level-3 class") from e
+        raise PatchError(file, f"label {e.args[0]!r} is no CORINE level-3 class", "the classes' published names") from e
     return Planned(unit.name, unit.folder, crs, grid(ulx, uly), date, numbers, {"folder": unit.folder})
 
 

@@ -106,6 +106,8 @@ def _class_names(archive: Path, section: ChipsRecipe) -> tuple[str, ...]:
     if not archive.is_dir():
         raise ArchiveError(f"{archive}: no such folder; expected one folder a class, with its chips in it")
     there = sorted(e.name for e in os.scandir(archive) if e.is_dir() and not e.name.startswith("."))
+    if dead := [e.name for e in os.scandir(archive) if e.is_symlink() and not os.path.exists(e.path)]:
+        raise ArchiveError(f"{archive}/{min(dead)}: a link to nowhere; expected a class folder; mend or remove it")
     if lacking := [c for c in section.classes if c not in there]:
         raise RecipeError(f"chips.classes: {archive} has no folder {', '.join(lacking)}; there are {', '.join(there)}")
     if not there:
@@ -126,7 +128,9 @@ def _first(archive: Path, names: tuple[str, ...]) -> tuple[Path, RasterInfo]:
 
 
 def _listing(folder: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if e.is_file() and not e.name.startswith("."))
+    """All but folders that are not named like an image: what cannot be read is to be told of."""
+    entries = (e for e in os.scandir(folder) if not e.name.startswith("."))
+    return sorted(e.name for e in entries if not e.is_dir() or _is_chip(e.name))
 
 
 def _own_names(path: Path) -> tuple[str, ...]:

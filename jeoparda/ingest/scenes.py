@@ -328,7 +328,12 @@ def _patch(contents: Contents, reader: SceneReader, masks: Masks | None, window:
     if not masks:
         return Patch(arrays, ())
     arrays["mask"] = np.where(valid, masks(window), np.uint8(IGNORE))
-    return Patch(arrays, tuple(np.unique(arrays["mask"][arrays["mask"] != IGNORE]).tolist()))
+    return Patch(arrays, present(arrays["mask"]))
+
+
+def present(mask: np.ndarray) -> tuple[int, ...]:
+    """The classes of a mask, of any shape."""
+    return tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]).tolist())
 
 
 def _checked(p: Planned, patch: Patch, section: ScenesRecipe) -> Patch | Reject:

@@ -32,8 +32,11 @@ def _walk(here: Path, options: SceneRecipe) -> Iterator[Path]:
         if scenes := module.scenes(here, options):
             yield from scenes
             return
-    for below in sorted(p for p in here.iterdir() if p.is_dir()):
-        yield from _walk(below, options)
+    for below in sorted(here.iterdir()):
+        if below.is_dir():
+            yield from _walk(below, options)
+        elif below.is_symlink() and not below.exists() and not below.suffix:
+            yield below  # was a scene's folder, perhaps: opening it tells
 
 
 def _modules(options: SceneRecipe) -> list[ModuleType]:

@@ -74,7 +74,8 @@ def band_file(path: Path, options: SceneRecipe, index: int = 1) -> BandFile:
 
 
 def is_raster(path: Path) -> bool:
-    return path.suffix.lower() in RASTERS and path.is_file()
+    """By its name; a link to nowhere counts, and is told of when it is opened."""
+    return path.suffix.lower() in RASTERS and (path.is_file() or path.is_symlink())
 
 
 def colours(options: SceneRecipe, default: tuple[str, ...], bands: tuple[str, ...]) -> tuple[str, ...]:
