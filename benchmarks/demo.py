@@ -16,8 +16,8 @@ from typing import Any
 import click
 import numpy as np
 
-from jeoparda.cli import call
 from jeoparda.launch.local import launcher
+from jeoparda.stages import call
 
 WORK = Path(__file__).with_name("work")
 RECIPES = Path(__file__).with_name("recipes")

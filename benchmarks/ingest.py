@@ -18,12 +18,12 @@ from typing import Any
 
 import click
 
-from jeoparda.cli import call
 from jeoparda.config import load
 from jeoparda.ingest import IngestRecipe, run
 from jeoparda.ingest.bigearthnet import BANDS
 from jeoparda.ingest.upkeep import verify
 from jeoparda.journal import read
+from jeoparda.stages import call
 
 WORK = Path(__file__).with_name("work")
 RECIPES = Path(__file__).with_name("recipes")

@@ -3,7 +3,6 @@
 Stages are imported when they are called, so that --help needs neither torch nor DALI.
 """
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,37 +13,9 @@ import click
 from jeoparda import __version__
 from jeoparda.config import load, template
 from jeoparda.errors import JeopardaError, Stopped
-from jeoparda.launch import command as launch_command
+from jeoparda.launch.command import submit
 from jeoparda.signals import EXIT_RESUMABLE, ignore_late
-
-# stage -> (module, recipe type, does it take ranks, what it does)
-STAGES: dict[str, tuple[str, str, bool, str]] = {
-    "synth": ("jeoparda.synth", "SynthRecipe", False, "Make a synthetic archive in the BigEarthNet layout."),
-    "ingest": ("jeoparda.ingest", "IngestRecipe", False, "Make a store from an archive."),
-    "train": ("jeoparda.train", "TrainRecipe", True, "Train a network from a store, or go on training."),
-    "evaluate": ("jeoparda.evaluate", "EvaluateRecipe", True, "Figures per class of a run over a store."),
-    "predict": ("jeoparda.predict", "PredictRecipe", False, "Map scenes with a trained run."),
-    "report": ("jeoparda.report", "ReportRecipe", False, "One HTML page of a run and its maps."),
-}
-
-
-def call(stage: str, recipe_path: str | Path | None, words: tuple[str, ...] | list[str]) -> Any:
-    """Run a stage in this process: what the command line, a job and the demo all do. Returns what the stage does."""
-    module_name, kind, ranks, _ = STAGES[stage]
-    module = importlib.import_module(module_name)
-    r = load(getattr(module, kind), recipe_path, words)
-    if not ranks:
-        return module.run(r)
-    from jeoparda import comm as ranks_module
-
-    comm = ranks_module.start(r.comm)
-    try:
-        result = module.run(r, comm)
-    except BaseException:
-        ranks_module.abandon(comm)
-        raise
-    comm.close()
-    return result
+from jeoparda.stages import STAGES, call
 
 
 class _Group(click.Group):
@@ -83,8 +54,8 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
     return command
 
 
-for _name, (*_, _help) in STAGES.items():
-    _stage(_name, _help)
+for _name, _about in STAGES.items():
+    _stage(_name, _about.help)
 
 
 @main.command()
@@ -92,9 +63,8 @@ for _name, (*_, _help) in STAGES.items():
 @click.option("--source", default="bigearthnet-v1", help="of ingest: scenes, chips, ...")
 def recipe(stage: str, source: str) -> None:
     """Print a commented recipe with every key, default and unit."""
-    module, kind, _, _ = STAGES[stage]
     if stage != "ingest":
-        click.echo(template(getattr(importlib.import_module(module), kind)), nl=False)
+        click.echo(template(STAGES[stage].recipe_type()), nl=False)
         return
     from jeoparda.ingest.recipe import template_of
 
@@ -216,7 +186,7 @@ def finalise(recipe: str, words: tuple[str, ...]) -> None:
     ingest.finalise(_ingest_recipe(recipe, words))
 
 
-main.add_command(launch_command.make(STAGES, call), "submit")
+main.add_command(submit)
 
 
 @main.command()

@@ -1,59 +1,51 @@
 """`jeoparda submit`: a stage as a Slurm job."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time as now
 from typing import Any
 
 import click
 
-Stages = Mapping[str, tuple[str, str, bool, str]]  # name -> (module, recipe type, does it take ranks, what it does)
+from jeoparda.stages import STAGES
 
 
-def make(stages: Stages, call: Callable[..., Any]) -> click.Command:
-    """The command, for the stages in this table; `call(stage, recipe, words)` is what a job runs. The command line
-    gives both, since it imports this module."""
+@click.command()
+@click.option("--site", "name", default="generic", show_default=True, help="A shipped profile, or a YAML file.")
+@click.option("--nodes", type=click.IntRange(1), help="Nodes.")
+@click.option("--ranks-per-node", type=click.IntRange(1), help="Ranks on each node.")
+@click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs on each node.")
+@click.option("--cpus-per-rank", type=click.IntRange(1), help="CPUs for each rank.")
+@click.option("--time", metavar="HH:MM:SS", help="Time limit.")
+@click.option("--partition", help="Partition.")
+@click.option("--account", help="Account that pays.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default="jobs", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the job script, submit nothing.")
+@click.option("--wait", is_flag=True, help="Stay until the job has ended, and exit as it did.")
+@click.argument("stage", type=click.Choice(list(STAGES)), metavar="STAGE")
+@click.argument("recipe", type=click.Path(dir_okay=False), metavar="RECIPE")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
+def submit(
+    name: str, folder: Path, dry_run: bool, wait: bool, stage: str, recipe: str, words: tuple[str, ...], **over: Any
+) -> None:
+    """Run STAGE with RECIPE as a Slurm job. The recipe is checked first, and kept as it is now.
 
-    @click.command()
-    @click.option("--site", "name", default="generic", show_default=True, help="A shipped profile, or a YAML file.")
-    @click.option("--nodes", type=click.IntRange(1), help="Nodes.")
-    @click.option("--ranks-per-node", type=click.IntRange(1), help="Ranks on each node.")
-    @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs on each node.")
-    @click.option("--cpus-per-rank", type=click.IntRange(1), help="CPUs for each rank.")
-    @click.option("--time", metavar="HH:MM:SS", help="Time limit.")
-    @click.option("--partition", help="Partition.")
-    @click.option("--account", help="Account that pays.")
-    @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default="jobs", show_default=True)
-    @click.option("--dry-run", is_flag=True, help="Print the job script, submit nothing.")
-    @click.option("--wait", is_flag=True, help="Stay until the job has ended, and exit as it did.")
-    @click.argument("stage", type=click.Choice(list(stages)), metavar="STAGE")
-    @click.argument("recipe", type=click.Path(dir_okay=False), metavar="RECIPE")
-    @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-    def submit(
-        name: str, folder: Path, dry_run: bool, wait: bool, stage: str, recipe: str, words: tuple[str, ...], **over: Any
-    ) -> None:
-        """Run STAGE with RECIPE as a Slurm job. The recipe is checked first, and kept as it is now.
+    The job's size and limits come from the site's profile; the options here go over it. Logs lie in --folder.
+    """
+    from jeoparda.launch import submit as module
+    from jeoparda.launch.site import find
 
-        The job's size and limits come from the site's profile; the options here go over it. Logs lie in --folder.
-        """
-        from jeoparda.launch import submit as module
-        from jeoparda.launch.site import find
-
-        site = find(name, **over)
-        module_name, kind, takes_ranks, _ = stages[stage]
-        work = module.Work(stage, module_name, kind, takes_ranks, call, recipe, words)
-        if dry_run:
-            click.echo(module.dry_run(work, site, folder), nl=False)
-            return
-        since = now()
-        job = module.submit(work, site, folder)
-        click.echo(f"job {job.job_id}: {stage} on {site.nodes} node(s) x {site.ranks_per_node} rank(s)")
-        if wait:
-            _see_out(job.job_id, job.folder, site.poll_s, since)
-        else:
-            _tell_how(job.job_id, job.folder)
-
-    return submit
+    site = find(name, **over)
+    work = module.Work(stage, recipe, words)
+    if dry_run:
+        click.echo(module.dry_run(work, site, folder), nl=False)
+        return
+    since = now()
+    job = module.submit(work, site, folder)
+    click.echo(f"job {job.job_id}: {stage} on {site.nodes} node(s) x {site.ranks_per_node} rank(s)")
+    if wait:
+        _see_out(job.job_id, job.folder, site.poll_s, since)
+    else:
+        _tell_how(job.job_id, job.folder)
 
 
 def _tell_how(job_id: str, folder: Path) -> None:

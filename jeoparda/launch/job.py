@@ -4,12 +4,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from jeoparda import stages
 from jeoparda.errors import JeopardaError, Stopped
 from jeoparda.launch.script import stop_mark
 from jeoparda.signals import STOPPING, ignore_late
@@ -24,15 +24,13 @@ class StageJob:
     stage: str
     recipe: Path  # the resolved recipe, as it was at submission
     folder: Path
-    takes_ranks: bool
-    call: Callable[[str, Path, tuple[str, ...]], Any]
 
     def __call__(self) -> None:
         """Run the stage, to leave with an exit code that the job script understands."""
         self._forget()
-        _listen(later=self.takes_ranks)
+        _listen(later=stages.STAGES[self.stage].ranks == "comm")
         try:
-            self.call(self.stage, self.recipe, ())
+            stages.call(self.stage, self.recipe, ())
         except Stopped as e:
             print(f"jeoparda: {e}", file=sys.stderr, flush=True)
             if _rank() == 0:

@@ -1,9 +1,7 @@
 """From a stage and its recipe to a job in the queue."""
 
 import hashlib
-import importlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,14 @@ from jeoparda.errors import LaunchError
 from jeoparda.launch import script
 from jeoparda.launch.job import StageJob
 from jeoparda.launch.site import SiteRecipe
+from jeoparda.stages import STAGES
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a job is to do: a row of the command line's table of stages, with a recipe."""
+    """What a job is to do: a stage, with a recipe."""
 
     stage: str
-    module: str
-    kind: str  # the recipe type, in that module
-    takes_ranks: bool
-    call: Callable[[str, Path, tuple[str, ...]], Any]  # runs a stage in this process; a module's function
     recipe: str | Path
     words: tuple[str, ...] = ()
 
@@ -56,7 +51,7 @@ def submit(work: Work, site: SiteRecipe, folder: Path) -> Submitted:
     kept = folder / f"{work.stage}-{hashlib.sha256(recipe_text.encode()).hexdigest()[:12]}.yaml"
     kept.write_text(recipe_text)
     try:
-        job = executor.submit(StageJob(work.stage, kept, folder, work.takes_ranks, work.call))
+        job = executor.submit(StageJob(work.stage, kept, folder))
     except (FailedJobError, FailedSubmissionError) as e:
         raise LaunchError(f"sbatch refuses the job: {e}") from e
     return Submitted(job.job_id, folder)
@@ -64,10 +59,11 @@ def submit(work: Work, site: SiteRecipe, folder: Path) -> Submitted:
 
 def _resolve(work: Work, site: SiteRecipe) -> Any:
     """The stage's recipe, checked: what cannot work never reaches the queue. Raises RecipeError, LaunchError."""
-    if site.ranks > 1 and not work.takes_ranks:
+    stage = STAGES[work.stage]
+    if site.ranks > 1 and stage.ranks == "one":
         raise LaunchError(
             f"{work.stage} is one process, which uses the CPUs of one node itself; {site.nodes} node(s) x "
             f"{site.ranks_per_node} rank(s) would do its work {site.ranks} times over: take --nodes 1 "
             "--ranks-per-node 1, and as many --cpus-per-rank as it has workers"
         )
-    return load(getattr(importlib.import_module(work.module), work.kind), work.recipe, work.words)
+    return load(stage.recipe_type(), work.recipe, work.words)

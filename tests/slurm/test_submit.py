@@ -77,7 +77,7 @@ def test_site_profile_reaches_the_script(tmp_path):
         (["--site", "nowhere", "train", "RECIPE"], "there are generic, local-cluster"),
         (["--time", "00:00:10", "train", "RECIPE"], "leaves nothing of time = 00:00:10"),
         (["--time", "1h", "train", "RECIPE"], 'time = "1h"'),
-        (["--ranks-per-node", 2, "ingest", "RECIPE"], "ingest is one process"),
+        (["--ranks-per-node", 2, "synth", "RECIPE"], "synth is one process"),
     ],
 )
 def test_what_cannot_work_never_reaches_the_queue(cli, recipe, tmp_path, words, message):
@@ -108,12 +108,17 @@ def test_profiles_are_strict_and_all_load(tmp_path):
 
 @pytest.fixture
 def rank(monkeypatch, tmp_path, keep_signals):
-    """`rank(call, takes_ranks)`: what rank 0 of job 5 runs, here."""
+    """`rank(call, stage)`: what rank 0 of job 5 runs, here, with `call` in the stage's place."""
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setattr(job.StageJob, "_forget", lambda self: None)
     monkeypatch.setattr(job, "_AGAIN_S", 0.05)
-    return lambda call, takes_ranks: job.StageJob("s", tmp_path / "r.yaml", tmp_path, takes_ranks, call)()
+
+    def run(call, stage: str) -> None:
+        monkeypatch.setattr("jeoparda.stages.call", call)
+        job.StageJob(stage, tmp_path / "r.yaml", tmp_path)()
+
+    return run
 
 
 def test_a_signal_before_the_stage_listens_reaches_it(rank, tmp_path):
@@ -125,7 +130,7 @@ def test_a_signal_before_the_stage_listens_reaches_it(rank, tmp_path):
             time.sleep(0.01)
         raise Stopped(f"by {request.asked}")
 
-    rank(stage, True)
+    rank(stage, "train")
     assert script.stop_mark(tmp_path, "5").exists()
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_IGN  # or the end of Python would die of the next one
 
@@ -135,7 +140,7 @@ def test_a_stage_without_ranks_stops_anywhere(rank, tmp_path, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    rank(stage, False)
+    rank(stage, "predict")
     assert script.stop_mark(tmp_path, "5").exists()
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
@@ -145,7 +150,7 @@ def test_an_error_is_no_stop(rank, tmp_path):
         raise RecipeError("no")
 
     with pytest.raises(SystemExit) as caught:
-        rank(stage, False)
+        rank(stage, "predict")
     assert caught.value.code == 1
     assert not script.stop_mark(tmp_path, "5").exists()
 

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from jeoparda import __version__
-from jeoparda.cli import STAGES, main
+from jeoparda.cli import main
+from jeoparda.stages import STAGES
 from tests.conftest import JEOPARDA, environment
 
 TRAIN = "{{store: {store}, run: {run}, model: {{width: 16}}, epochs: {epochs}, batch: 5, feed: {{kind: plain}}}}"

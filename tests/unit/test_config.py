@@ -1,6 +1,5 @@
 """Recipes: strict, and told apart from what would do."""
 
-import importlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Literal
@@ -9,9 +8,9 @@ import pytest
 import yaml
 
 from jeoparda import config
-from jeoparda.cli import STAGES
 from jeoparda.config import REQUIRED, as_dict, dump, load, opt, recipe, template
 from jeoparda.errors import RecipeError
+from jeoparda.stages import STAGES
 
 
 @recipe
@@ -131,8 +130,7 @@ def test_template_tells_every_key_and_loads_back(tmp_path):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_template_of_each_stage_loads_back(tmp_path, stage):
-    module, name, _, _ = STAGES[stage]
-    kind = getattr(importlib.import_module(module), name)
+    kind = STAGES[stage].recipe_type()
     text = template(kind)
     required = [n for n, f in kind.__pydantic_fields__.items() if f.is_required()]
     assert [f.name for f in fields(kind)] == list(yaml.safe_load(text))

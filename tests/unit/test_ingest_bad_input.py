@@ -438,8 +438,6 @@ def test_chips_every_fault_is_a_line_and_costs_its_chip_alone(cli, tmp_path):
 
 # ---- what is there by name alone
 
-known = pytest.mark.xfail(strict=True, reason="entries that are neither file nor folder are passed over in silence")
-
 
 def test_links_to_nowhere_are_told_v1(v1, tmp_path):
     archive = Path(shutil.copytree(v1[0]["archive"], tmp_path / "archive"))

@@ -17,7 +17,7 @@ LAYERS = (
     {"config", "files", "raster", "vector", "scene", "labels", "footprint", "store", "journal", "progress", "signals"},
     {"comm", "workers", "models", "losses", "metrics", "schedule", "checkpoint"},
     {"ingest", "synth", "feed", "train", "evaluate", "predict", "monitor", "annotate", "scaling"},
-    {"launch", "report", "cli", "demo", "__main__"},
+    {"stages", "launch", "report", "cli", "demo", "__main__"},
 )
 NAMES = (ast.Attribute, ast.Name)
 HOMES = {
