@@ -39,6 +39,7 @@ needs=(
   "slurmdbd:slurmdbd:the tests on a real Slurm"
   "munged:munge:the tests on a real Slurm"
   "mariadbd:mariadb-server-core:the tests on a real Slurm"
+  "h5ls:hdf5-tools:the tests of shards with HDF5's own tools"
 )
 missing=()
 for need in "${needs[@]}"; do

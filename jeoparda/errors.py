@@ -45,5 +45,9 @@ class LaunchError(JeopardaError, RuntimeError):
     """A job that could not be submitted, or that did not end well."""
 
 
+class DiskError(JeopardaError, OSError):
+    """No room, no quota left, or no leave to write."""
+
+
 class Stopped(JeopardaError):
     """A stage that saved its state and stopped early on purpose: exit code 75, start it again to go on."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from jeoparda import __version__
 from jeoparda.errors import JeopardaError
-from jeoparda.files import sync
+from jeoparda.files import room, sync
 
 TRUNCATED = "truncated"  # the event that stands for a last line cut short
 _NAMED = ("torch", "numpy", "h5py", "horovod")  # packages whose version explains a figure
@@ -48,17 +48,19 @@ class Journal:
     def _write(self, entry: dict[str, Any]) -> None:
         line = json.dumps(_plain(entry), ensure_ascii=False, allow_nan=False) + "\n"
         new = not self.path.exists()
-        with open(self.path, "ab") as f:
-            f.write(line.encode())  # one write: a reader sees the whole line or a cut one, never two mixed
-            f.flush()
-            os.fsync(f.fileno())
-        if new:
-            sync(self.path.parent)
+        with room(self.path):
+            with open(self.path, "ab") as f:
+                f.write(line.encode())  # one write: a reader sees the whole line or a cut one, never two mixed
+                f.flush()
+                os.fsync(f.fileno())
+            if new:
+                sync(self.path.parent)
 
     def _mend(self) -> None:
         """Cut off a line that a crash left unfinished, or else the next one would be glued to it."""
         self._mended = True
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with room(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         if not self.path.exists():
             return
         content = self.path.read_bytes()

@@ -190,6 +190,8 @@ def _finalise(r: IngestRecipe, plan: Plan, shards: list[Shard], say: Say) -> Sto
     splits = ", ".join(f"{k} {v}" for k, v in info.splits.items())
     faults = sum(x.fault for x in info.rejected)
     say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {faults} rejected")
+    if not info.splits["train"]:
+        say(f"{r.store}: no patch is in train, so there are no band statistics, and nothing can be trained on it")
     for note in plan.notes:
         say(f"{r.store}: {note}")
     late = Counter(x.expected.replace("at least", "less than") for x in info.rejected if not x.fault)

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +28,7 @@ PATCH_M = SIZE_PX * SENSOR.finest_m
 GROUPS: tuple[Group, ...] = group_records(SENSOR, SIZE_PX)
 BANDS = tuple(f"_{band}.tif" for band in SENSOR.bands)  # how the names of a patch's band files end
 LABELS = "_labels_metadata.json"
+_EARTH_M = 1e8  # no coordinate is larger
 V2_ONLY = ("images", "metadata", "reference_maps", "snow", "cloud")
 V1_ONLY = ("drop_snowy", "drop_cloudy")
 
@@ -191,10 +193,10 @@ def _planned(unit: Unit, file: str, meta: Any, classes: Nomenclature) -> Planned
         if not (isinstance(labels, list) and all(isinstance(n, str) for n in labels)):
             raise TypeError(f"labels is {labels!r}, not a list of names")
         ulx, uly, lrx, lry = (float(corner[k]) for k in ("ulx", "uly", "lrx", "lry"))
-        crs, date = crs_name(meta["projection"]), meta["acquisition_date"].replace(" ", "T")
+        crs, date = crs_name(meta["projection"]), datetime.fromisoformat(meta["acquisition_date"]).isoformat()
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise PatchError(file, repr(e), "labels, coordinates, projection and acquisition_date") from e
-    if (lrx, lry) != (ulx + PATCH_M, uly - PATCH_M):
+    if (lrx, lry) != (ulx + PATCH_M, uly - PATCH_M) or abs(ulx) > _EARTH_M or abs(uly) > _EARTH_M:
         found = f"the lower right corner is ({lrx:.10g}, {lry:.10g}), the upper left ({ulx:.10g}, {uly:.10g})"
         raise PatchError(file, found, f"coordinates {PATCH_M:g} m apart both ways")
     try:

@@ -175,7 +175,7 @@ def _is_chip(file: str) -> bool:
 
 def _deal(files: list[str], section: ChipsRecipe) -> dict[str, str]:
     """Splits of one class's chips: its share of each, by the order of their names' hashes."""
-    order = sorted(files, key=lambda f: hashlib.sha256(f"{section.seed}/{f}".encode()).digest())
+    order = sorted(files, key=lambda f: hashlib.sha256(f"{section.seed}/{f}".encode(errors="surrogateescape")).digest())
     val, test = round(section.val * len(files)), round(section.test * len(files))
     return {f: "val" if i < val else "test" if i < val + test else "train" for i, f in enumerate(order)}
 

@@ -20,8 +20,8 @@ from typing import IO, Any
 import numpy as np
 import pydantic
 
-from jeoparda.errors import ArchiveError, StoreError
-from jeoparda.files import whole
+from jeoparda.errors import ArchiveError, RecipeError, StoreError
+from jeoparda.files import room, whole
 from jeoparda.ingest import split
 from jeoparda.ingest.recipe import IngestRecipe, identity, source_of
 from jeoparda.ingest.source import Found, LeftOut, Note, Planned
@@ -123,31 +123,38 @@ def _digest(recipe: dict[str, Any], contents: Contents, line: bytes) -> str:
 def make(r: IngestRecipe, w: Workers, say: Callable[[str], None] = print) -> Plan:
     """Look at the whole archive and write the plan. ArchiveError where no patch of it can be used, or, in strict
     mode, where one cannot."""
-    source, section = source_of(r)
     split.check(r.split)
+    if r.store.resolve().is_relative_to(r.archive.resolve()):
+        raise RecipeError(f"store = {r.store}: lies in the archive, which would change by it; give a folder elsewhere")
+    source, section = source_of(r)
     described = asdict(source.describe(r.archive, section))
     contents = pydantic.TypeAdapter(Contents).validate_python(described)  # as it will be read back: 10 becomes 10.0
-    r.store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=r.store) as spool:
-        columns, rejected, left_out, notes = _spool(r, contents, w, spool)
-        tell(rejected, say)
-        if r.strict and (faults := sum(x.fault for x in rejected)):
-            raise ArchiveError(f"{faults} rejected, and strict is set; mend the archive or set strict=false")
-        assigned = split.assign(r.split, columns, contents.classes)
-        for reason, n in zip(assigned.reasons, np.bincount(assigned.reason[assigned.split < 0]), strict=False):
-            left_out[reason] += int(n)
-        if not (assigned.split >= 0).any():
-            why = [f"{len(rejected)} rejected", *(f"{n} left out: {reason}" for reason, n in left_out.items() if n)]
-            raise ArchiveError(f"{r.archive}: none of its patches can be used: {'; '.join(why)}")
-        spool.seek(0)
-        chosen = (_with_split(line, s) for line, s in zip(spool, assigned.split.tolist(), strict=True) if s >= 0)
-        rest = {
-            "rejected": [asdict(x) for x in rejected],
-            "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
-            "notes": [*notes, *assigned.notes],
-        }
-        _write(r, contents, chosen, rest)
+    with room(r.store):
+        r.store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=r.store) as spool:
+            _plan(r, contents, w, spool, say)
     return read(r.store)
+
+
+def _plan(r: IngestRecipe, contents: Contents, w: Workers, spool: IO[bytes], say: Callable[[str], None]) -> None:
+    columns, rejected, left_out, notes = _spool(r, contents, w, spool)
+    tell(rejected, say)
+    if r.strict and (faults := sum(x.fault for x in rejected)):
+        raise ArchiveError(f"{faults} rejected, and strict is set; mend the archive or set strict=false")
+    assigned = split.assign(r.split, columns, contents.classes)
+    for reason, n in zip(assigned.reasons, np.bincount(assigned.reason[assigned.split < 0]), strict=False):
+        left_out[reason] += int(n)
+    if not (assigned.split >= 0).any():
+        why = [f"{len(rejected)} rejected", *(f"{n} left out: {reason}" for reason, n in left_out.items() if n)]
+        raise ArchiveError(f"{r.archive}: none of its patches can be used: {'; '.join(why)}")
+    spool.seek(0)
+    chosen = (_with_split(line, s) for line, s in zip(spool, assigned.split.tolist(), strict=True) if s >= 0)
+    rest = {
+        "rejected": [asdict(x) for x in rejected],
+        "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
+        "notes": [*notes, *assigned.notes],
+    }
+    _write(r, contents, chosen, rest)
 
 
 def tell(rejected: Iterable[Reject], say: Callable[[str], None], most: int = 20) -> None:
@@ -168,7 +175,7 @@ def _spool(
     notes: dict[str, None] = {}
     for found in track(_planned(r, contents, w), "plan", "patches"):
         if isinstance(found, Reject):
-            rejected.append(found)
+            rejected.append(_printable(found))
         elif isinstance(found, LeftOut):
             left_out[found.reason] += 1
         elif isinstance(found, Note):
@@ -176,9 +183,21 @@ def _spool(
         elif (first := seen.setdefault(found.id, found.source)) is not found.source:
             rejected.append(Reject(found.id, found.source, f"patch id {found.id!r} is there twice", f"only {first}"))
         else:
+            try:
+                line = json.dumps(asdict(found), ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                fault = Reject(found.id, found.source, "its name is not UTF-8", "a name that is: rename it")
+                rejected.append(_printable(fault))
+                continue
             builder.append(found)
-            spool.write(json.dumps(asdict(found), ensure_ascii=False).encode() + b"\n")
+            spool.write(line + b"\n")
     return builder.finish(), rejected, left_out, list(notes)
+
+
+def _printable(x: Reject) -> Reject:
+    """With the bytes of a file name that are not UTF-8 as \\udc.."""
+    name, file, reason = (t.encode(errors="backslashreplace").decode() for t in (x.id, x.file, x.reason))
+    return Reject(name, file, reason, x.expected, x.fault)
 
 
 def _planned(r: IngestRecipe, contents: Contents, w: Workers) -> Iterator[Found]:

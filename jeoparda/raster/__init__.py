@@ -87,6 +87,8 @@ def _open(path: str | os.PathLike[str] | bytes, called: str = "") -> Iterator[ra
                     yield source
         except RasterioError as e:
             raise _refused(path, called, e) from e
+        except UnicodeEncodeError as e:
+            raise SceneError(f"{called or _name(path)}: its name is not UTF-8; expected one that is: rename it") from e
 
 
 def _name(path: str | os.PathLike[str] | bytes) -> str:

@@ -1,11 +1,9 @@
 """Writing a store: shards one by one, in any order, by anyone; then `finalise`."""
 
 import csv
-import errno
 import hashlib
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +14,7 @@ import h5py
 import numpy as np
 
 from jeoparda.errors import StoreError
-from jeoparda.files import sha256, whole
+from jeoparda.files import clear_drafts, sha256, whole
 from jeoparda.store.format import (
     ALIGNMENT,
     SPLITS,
@@ -53,8 +51,7 @@ def write_shard(
     """Write one shard of up to `most` patches.
 
     `patches` yields, in order, (record, arrays as Layout.fields() names and shapes them, class numbers), or a Reject.
-    `plan`: a digest of what the shard is made from. The file appears when it is whole; StoreError for a full disk or
-    an exhausted quota, which leaves everything as it was.
+    `plan`: a digest of what the shard is made from. The file appears when it is whole.
     """
     path = shard_path(store, number)
     data = np.zeros(most, contents.layout.dtype())
@@ -74,19 +71,10 @@ def write_shard(
         sums.add(row, flags, record.split)
         records.append(record)
     n = len(records)
-    n = len(records)
     summary = {"plan": plan, "rejected": [asdict(r) for r in rejected], **sums.summary()}
     image, offset = _image(contents, data[:n], labels[:n], records, summary)
-    try:
-        with whole(path) as draft:
-            draft.write_bytes(image)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise StoreError(
-            f"{path}: {os.strerror(e.errno)}, {len(image) / 1e6:.1f} MB were to be written; nothing is lost: make room "
-            "(or write to another filesystem) and run the same command again, finished shards are kept"
-        ) from e
+    with whole(path) as draft:
+        draft.write_bytes(image)
     return Shard(number, ShardInfo(path.name, n, offset, hashlib.sha256(image).hexdigest()), summary)
 
 
@@ -222,8 +210,7 @@ def finalise(
         jeoparda=version,
     )
     for folder in (store, store / "shards"):
-        for draft in folder.glob(".*.part"):  # of writers that were killed
-            draft.unlink(missing_ok=True)
+        clear_drafts(folder)
     _write_rejects(store / "rejects.csv", everything)
     with whole(store / "store.json") as draft:
         draft.write_text(info.dumps())

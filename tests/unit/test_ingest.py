@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -341,7 +342,9 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tiny_archive, tmp_pat
     assert 3 <= done < 24 and not (folder / "store.json").exists()
     with pytest.raises(StoreError, match="run it again, it goes on where it stopped"):
         Store(folder)
-    (folder / "shards" / ".00020.h5.4242.part").write_bytes(b"half")  # what a writer killed in the middle leaves
+    (folder / "shards" / f".00020.h5.{socket.gethostname()}.4194303.part").write_bytes(
+        b"half"
+    )  # what a writer killed in the middle leaves
     ingest(tiny_archive, folder, patches_per_shard=2)
     assert content(folder) == content(undisturbed.folder)
 

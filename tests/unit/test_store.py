@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from jeoparda.errors import StoreError
+from jeoparda.errors import DiskError, StoreError
 from jeoparda.sensors import SENTINEL_2_L2A
 from jeoparda.store import (
     Contents,
@@ -362,7 +362,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # as a quota: writing beyond it fails
     try:
-        with pytest.raises(StoreError, match=r"00000\.h5: .* MB were to be written; nothing is lost: make room"):
+        with pytest.raises(DiskError, match=r"00000\.h5: cannot be written: .*; nothing is lost: make room"):
             write_shard(tmp_path, 0, "p", CONTENTS, [patch(1)], 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
