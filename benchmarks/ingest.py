@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from jeoparda.config import load
+from jeoparda.config import check, load
 from jeoparda.ingest import IngestRecipe, run
 from jeoparda.ingest.bigearthnet import BANDS
 from jeoparda.ingest.upkeep import verify
@@ -100,6 +100,69 @@ def rate(workers: int, patches: int) -> None:
         "patches_per_s": patches / statistics.median(ours),
     }
     _answer(ratio, workers=workers, patches=patches, bare_s=bare, ingest_s=ours, **per_s)
+
+
+def _scenes(count: int = 2, side: int = 2048) -> Path:
+    """Scenes of four bands as lossless JP2, and a label raster each: smooth land, some noise."""
+    import numpy as np
+    import rasterio
+
+    archive = WORK / "ingest-scenes"
+    if archive.exists():
+        return archive
+    (archive / "labels").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lossless = {"driver": "JP2OpenJPEG", "REVERSIBLE": "YES", "QUALITY": "100"}
+    for k in range(count):
+        place = rasterio.Affine(10, 0, 5e5 + 10 * side * k, 0, -10, 5e6)
+        about = {"height": side, "width": side, "count": 1, "crs": "EPSG:32633", "transform": place}
+        land = np.cumsum(np.cumsum(rng.normal(size=(side, side)), 0), 1) / side
+        for band in ("B1", "B2", "B3", "B4"):
+            pixels = (3000 + 20 * land + rng.normal(0, 30, land.shape)).clip(1, 9999).astype(np.uint16)
+            with rasterio.open(archive / f"s{k}_{band}.jp2", "w", dtype="uint16", **lossless, **about) as f:
+                f.write(pixels, 1)
+        classes = (np.digitize(land, np.quantile(land, (0.25, 0.5, 0.75)))).astype(np.uint8)
+        with rasterio.open(archive / "labels" / f"s{k}.tif", "w", driver="GTiff", dtype="uint8", **about) as f:
+            f.write(classes, 1)
+    return archive
+
+
+def _decode(paths: list[str]) -> int:
+    import rasterio
+
+    with rasterio.Env(GDAL_NUM_THREADS="1"):
+        size = 0
+        for path in paths:
+            with rasterio.open(path) as f:
+                size += f.read(1).nbytes
+        return size
+
+
+@main.command()
+def scenes() -> None:
+    """Ingest's rate for JP2 scenes with labels over that of decoding the same files, one worker each."""
+    archive = _scenes()
+    files = sorted(str(p) for p in (*archive.glob("*.jp2"), *archive.glob("labels/*.tif")))
+    kind = {"kind": "folder", "pattern": r"(?P<scene>s\d)_(?P<band>B\d)\.jp2"}
+    section = {"pattern": "s*", "scene": kind, "labels": {"path": "labels/{scene}.tif", "unlisted": "keep"}}
+    store = WORK / "ingest-store"
+    given = {"archive": str(archive), "store": str(store), "source": "scenes", "scenes": section, "workers": 1}
+    recipe = check(IngestRecipe, given)
+
+    def bare() -> float:
+        start = time.perf_counter()
+        _decode(files)
+        return time.perf_counter() - start
+
+    def ours() -> float:
+        shutil.rmtree(store, ignore_errors=True)
+        start = time.perf_counter()
+        run(recipe, lambda _: None)
+        return time.perf_counter() - start
+
+    decoded, ingested = _paired(bare, ours)
+    ratio = statistics.median(b / o for b, o in zip(decoded, ingested, strict=True))
+    _answer(ratio, bare_s=decoded, ingest_s=ingested)
 
 
 @main.command()
