@@ -14,11 +14,13 @@ import numpy as np
 from jeoparda.config import opt, recipe
 from jeoparda.errors import ArchiveError, PatchError, RecipeError, SceneError
 from jeoparda.ingest.source import LeftOut, Patch, Planned
+from jeoparda.labels import colors_of
 from jeoparda.raster import OpenRaster, RasterInfo, band_names, crs_unit, session
 from jeoparda.raster import describe as look
 from jeoparda.sensors import DIGITAL_NUMBER, REFLECTANCE
 from jeoparda.store import Contents, Group, Layout, Reject
 
+RGB = ("red", "green", "blue")
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 NOT_A_CHIP = f"not one of {', '.join(ENDINGS)}"
 
@@ -93,11 +95,11 @@ def describe(archive: Path, section: ChipsRecipe) -> Contents:
     return Contents(
         sensor=section.sensor or (product.sensor if product else "unknown"),
         unit=product.unit if product else DIGITAL_NUMBER,
-        rgb=product.rgb if product else tuple(b for b in ("red", "green", "blue") if {*bands} >= {"red", "blue"}),
+        rgb=product.rgb if product else RGB if {*RGB} <= {*bands} else (),
         layout=Layout((group,)),
         nomenclature="class folders",
         classes=names,
-        colors=tuple(_color(i, len(names)) for i in range(len(names))),
+        colors=colors_of(names, {}),
         target="label",
     )
 
@@ -133,6 +135,10 @@ def _listing(folder: Path) -> list[str]:
     return sorted(e.name for e in entries if not e.is_dir() or _is_chip(e.name))
 
 
+def _folders(folder: Path) -> list[str]:
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not (e.name.startswith(".") or _is_chip(e.name)))
+
+
 def _own_names(path: Path) -> tuple[str, ...]:
     """Band names as the file gives them."""
     found = tuple(text or color for text, color in band_names(path))
@@ -146,14 +152,6 @@ def _significant(pixel: float) -> float:
     return float(f"{pixel:.3g}")
 
 
-def _color(number: int, count: int) -> tuple[int, int, int]:
-    """Well apart for neighbours: hues by the golden section, two brightnesses."""
-    hue, value = number * 0.618034 % 1 * 6, (230, 150)[number % 2]
-    ramp = [max(0.0, min(1.0, abs((hue + shift) % 6 - 3) - 1)) for shift in (0, 4, 2)]
-    r, g, b = (round(value * (0.25 + 0.75 * x)) for x in ramp)
-    return r, g, b
-
-
 # ---- which chips there are
 
 
@@ -165,6 +163,10 @@ def units(archive: Path, section: ChipsRecipe, contents: Contents) -> Iterator[U
         dealt = {} if lists else _deal([f for f in files if _is_chip(f)], section)
         for file in files:
             yield Unit(file, label, lists.split(file) if lists else dealt.get(file))
+        yield from (Unit(f"{name}/{below}/", label, None) for below in _folders(archive / name))
+    for file in _listing(archive):
+        if _is_chip(file):
+            yield Unit(file, -1, None)
     for path, name in lists.absent() if lists else ():
         yield Unit(name, -1, None, path.name)
 
@@ -223,8 +225,12 @@ def plan(archive: Path, section: ChipsRecipe, contents: Contents, unit: Unit) ->
     """The chip of a unit; its header is read for its place, size and bands."""
     if unit.listed:
         return [Reject(unit.file, unit.file, "missing", f"a chip of that name, by {unit.listed}")]
+    if unit.file.endswith("/"):
+        return [LeftOut(unit.file, "a folder in a class folder: its images are not taken")]
     if not _is_chip(unit.file):
         return [LeftOut(unit.file, NOT_A_CHIP)]
+    if unit.label < 0:
+        return [LeftOut(unit.file, "an image outside of the class folders")]
     if unit.split is None:
         return [LeftOut(unit.file, "in none of the lists")]
     try:

@@ -180,8 +180,9 @@ def _spool(
             left_out[found.reason] += 1
         elif isinstance(found, Note):
             notes.setdefault(found.text)
-        elif (first := seen.setdefault(found.id, found.source)) is not found.source:
-            rejected.append(Reject(found.id, found.source, f"patch id {found.id!r} is there twice", f"only {first}"))
+        elif found.id in seen:
+            twice = f"patch id {found.id!r} is there twice", f"only {seen[found.id]}"
+            rejected.append(_printable(Reject(found.id, found.source, *twice)))
         else:
             try:
                 line = json.dumps(asdict(found), ensure_ascii=False).encode()
@@ -189,6 +190,7 @@ def _spool(
                 fault = Reject(found.id, found.source, "its name is not UTF-8", "a name that is: rename it")
                 rejected.append(_printable(fault))
                 continue
+            seen[found.id] = found.source
             builder.append(found)
             spool.write(line + b"\n")
     return builder.finish(), rejected, left_out, list(notes)

@@ -1,8 +1,8 @@
 """Chips: class folders become labels, bands have their names, odd files are told."""
 
+import shutil
 import warnings
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -203,12 +203,6 @@ def test_archives_that_are_none(tmp_path):
         chips.describe(tmp_path, ChipsRecipe())
 
 
-def test_colours_of_neighbouring_classes_differ():
-    colors = [chips._color(i, 45) for i in range(45)]
-    assert len(set(colors)) == 45 and all(0 <= v <= 255 for c in colors for v in c)
-    assert min(np.abs(np.subtract(a, b)).sum() for a, b in pairwise(colors)) > 60
-
-
 def test_a_store_of_chips(tmp_path):
     archive = collection(tmp_path / "a", ".png", 10)
     more = {"source": "chips", "split": SplitRecipe(by="archive"), "workers": 1}
@@ -247,3 +241,19 @@ def test_real_eurosat_in_colour():
     assert not rejects and contents.layout.groups[0].bands == ("red", "green", "blue")
     sea = read(archive, ChipsRecipe())[patches[1].id].arrays["1px"].mean((1, 2))
     assert sea[2] > sea[1] > sea[0]
+
+
+def test_images_elsewhere_are_counted_not_lost(tmp_path):
+    archive = collection(tmp_path / "a", ".tif", 3)
+    (archive / "beach" / "more").mkdir()
+    shutil.copy(archive / "beach" / "beach00.tif", archive / "beach" / "more" / "x.tif")
+    shutil.copy(archive / "beach" / "beach00.tif", archive / "loose.tif")
+    section = ChipsRecipe()
+    contents = chips.describe(archive, section)
+    found = [
+        f for unit in chips.units(archive, section, contents) for f in chips.plan(archive, section, contents, unit)
+    ]
+    assert {f.id: f.reason for f in found if isinstance(f, LeftOut)} == {
+        "beach/more/": "a folder in a class folder: its images are not taken",
+        "loose.tif": "an image outside of the class folders",
+    }
