@@ -28,6 +28,7 @@ from jeoparda.stages import call
 WORK = Path(__file__).with_name("work")
 RECIPES = Path(__file__).with_name("recipes")
 ROUNDS = 5
+MANY = 100_000
 
 
 @click.group()
@@ -175,34 +176,41 @@ def workers(patches: int) -> None:
     _answer(ratio, patches=patches, one_s=one, two_s=two, cores=len(os.sched_getaffinity(0)))
 
 
+def _load_line(store: Path) -> dict[str, Any]:
+    """What the last ingest into a store wrote of all its shards."""
+    return next(e for e in reversed(read(store / "journal" / "ingest.jsonl")) if e["event"] == "load")
+
+
+def _store_at_scale() -> Path:
+    """The store of 100,000 patches; made now if it is not there. It stays, for all that want to measure it."""
+    if not (WORK / "ingest-scale" / "store.json").exists():
+        _ingest(_archive(MANY), 2, "ingest-scale")
+    return WORK / "ingest-scale"
+
+
 @main.command()
 @click.option("--small", default=2_000)
-@click.option("--large", default=50_000)
-def memory(small: int, large: int) -> None:
-    """Peak memory of a worker at many patches over that at few."""
-    peaks = {}
-    for patches in (small, large):
-        _ingest(_archive(patches), 2, f"ingest-memory-{patches}")
-        journal = read(WORK / f"ingest-memory-{patches}" / "journal" / "ingest.jsonl")
-        peaks[patches] = next(e["worker_peak_mb"] for e in journal if e["event"] == "load")
-        shutil.rmtree(WORK / f"ingest-memory-{patches}")
-    _answer(peaks[large] / peaks[small], **{f"peak_mb_{n}": mb for n, mb in peaks.items()})
+def memory(small: int) -> None:
+    """Peak memory of a worker at 100,000 patches over that at 2,000."""
+    large = _load_line(_store_at_scale())["worker_peak_mb"]
+    _ingest(_archive(small), 2, "ingest-small")
+    few = _load_line(WORK / "ingest-small")["worker_peak_mb"]
+    _answer(large / few, **{f"peak_mb_{small}": few, f"peak_mb_{MANY}": large})
 
 
 @main.command()
-@click.option("--patches", default=100_000)
-@click.option("--archive", type=click.Path(path_type=Path), help="take this one, which has so many patches")
-def scale(patches: int, archive: Path | None) -> None:
-    """Minutes that 100,000 patches take to ingest, verify and load; and what 590,326 would, at the same rates."""
+def scale() -> None:
+    """Minutes that 100,000 patches take to ingest; also to verify and to load, and what 590,326 would, at these rates."""
     import numpy as np
 
     from jeoparda.feed import Feed, FeedRecipe, Plan
     from jeoparda.order import Order
     from jeoparda.store import Store
 
-    archive = archive or _archive(patches)
+    shutil.rmtree(WORK / "ingest-scale", ignore_errors=True)
+    archive = _archive(MANY)
     took = {"ingest": _ingest(archive, 2, "ingest-scale")}
-    folder = WORK / "ingest-scale"
+    folder = _store_at_scale()
     start = time.perf_counter()
     assert verify(folder, 2) == []
     took["verify"] = time.perf_counter() - start
@@ -210,26 +218,21 @@ def scale(patches: int, archive: Path | None) -> None:
     store = Store(folder)
     took["open"] = time.perf_counter() - start
     numbers = store.split("all")
-    feed = Feed(
-        store, Plan(Order(len(numbers), 256, 0), numbers, 0, 1), FeedRecipe(), False, store.labels, store.statistics()
-    )
+    plan = Plan(Order(len(numbers), 256, 0), numbers, 0, 1)
+    feed = Feed(store, plan, FeedRecipe(), False, store.labels, store.statistics())
     start = time.perf_counter()
     seen = np.concatenate([batch["number"].numpy() for batch in feed])
     took["load"] = time.perf_counter() - start
     assert np.array_equal(np.sort(seen), numbers)
-    assert (
-        len(numbers) > 0.99 * patches
-    )  # a few are left out: no label in the nomenclature, or on another split's ground
-    patches = len(numbers)
-    load = next(e for e in read(folder / "journal" / "ingest.jsonl") if e["event"] == "load")
-    full = 590_326 / patches
+    assert len(numbers) > 0.99 * MANY  # a few are left out: no label, or on another split's ground
+    full = 590_326 / len(numbers)
     _answer(
         took["ingest"] / 60,
-        patches=patches,
-        minutes={k: v / 60 for k, v in took.items()},
-        store_gb=patches * store.info.record_bytes / 1e9,
-        worker_peak_mb=load["worker_peak_mb"],
-        bigearthnet_hours={k: v / 3600 * full for k, v in took.items()},
+        patches=len(numbers),
+        minutes={k: round(v / 60, 2) for k, v in took.items()},
+        store_gb=len(numbers) * store.info.record_bytes / 1e9,
+        worker_peak_mb=_load_line(folder)["worker_peak_mb"],
+        bigearthnet_hours={k: round(v / 3600 * full, 2) for k, v in took.items()},
         bigearthnet_gb=590_326 * store.info.record_bytes / 1e9,
     )
 
