@@ -200,7 +200,7 @@ def memory(small: int) -> None:
 
 @main.command()
 def scale() -> None:
-    """Minutes that 100,000 patches take to ingest; also to verify and to load, and what 590,326 would, at these rates."""
+    """Minutes that 100,000 patches take to ingest; also to verify and load, and what 590,326 would at these rates."""
     import numpy as np
 
     from jeoparda.feed import Feed, FeedRecipe, Plan
