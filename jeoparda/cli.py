@@ -76,13 +76,18 @@ def store() -> None:
     """Look into a store, mend it, or make one in steps."""
 
 
-_WORKERS = click.option("--workers", default=0, help="local processes; 0: one a core. Under mpirun or srun: the ranks")
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=0,
+    help="local processes; 0: one a core. Under mpirun or srun: the ranks",
+)
 
 
 @store.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--samples", type=click.Path(path_type=Path), help="write a picture of sample patches to this PNG")
-@click.option("--count", default=16, show_default=True, help="patches in that picture")
+@click.option("--count", type=click.IntRange(1), default=16, show_default=True, help="patches in that picture")
 def info(folder: Path, samples: Path | None, count: int) -> None:
     """What a store holds: bands, classes and images per split, rejects, and whether splits leak."""
     from jeoparda.report.store import describe_store, samples_png
@@ -107,7 +112,9 @@ def verify(folder: Path, workers: int) -> None:
     for fault in faults or ():
         click.echo(str(fault), err=True)
     if faults:
-        raise JeopardaError(f"{folder}: {len(faults)} shards are damaged; `jeoparda store repair {folder}` mends them")
+        raise JeopardaError(
+            f"{folder}: {len(faults)} of its files are damaged; `jeoparda store repair {folder}` mends them"
+        )
     if faults is not None:
         click.echo(f"{folder}: {StoreInfo.read(folder).patches} patches, every byte as written")
 
@@ -133,17 +140,18 @@ def stats(folder: Path, workers: int) -> None:
     if (answer := statistics(folder, workers)) is None:
         return
     found, same = answer
-    click.echo(f"{'band':12}{'pixels':>14}{'mean':>14}{'std':>14}{'min':>10}{'max':>10}")
+    width = max(4, *map(len, found))
+    click.echo(f"{'band':{width}} {'pixels':>14} {'mean':>14} {'std':>14} {'min':>10} {'max':>10}")
     for band, s in found.items():
-        click.echo(f"{band:12}{s.pixels:14}{s.mean:14.4f}{s.std:14.4f}{s.min:10g}{s.max:10g}")
+        click.echo(f"{band:{width}} {s.pixels:14} {s.mean:14.6g} {s.std:14.6g} {s.min:10g} {s.max:10g}")
     if not same:
         raise JeopardaError(f"{folder}/store.json says otherwise; `jeoparda store verify` and `repair` find out why")
 
 
 def _part(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
     part, slash, parts = value.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit()):
-        raise click.BadParameter(f"{value!r}: expected i/n, as in 3/16")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise click.BadParameter(f"{value!r}: expected i/n from 1/n to n/n, as in 3/16")
     return int(part), int(parts)
 
 

@@ -75,7 +75,7 @@ def load(kind: type[R], path: str | Path | None, words: tuple[str, ...] | list[s
     if path is not None:
         where = str(path)
         try:
-            text = Path(path).read_text()
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as e:
             raise RecipeError(f"{where}: cannot read the recipe: {e.strerror}") from e
         except UnicodeDecodeError as e:

@@ -24,6 +24,9 @@ class PatchError(ArchiveError):
         super().__init__(f"{file}: {reason}" + (f"; expected {expected}" if expected else ""))
         self.file, self.reason, self.expected = str(file), reason, expected
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.file, self.reason, self.expected)  # it comes back from other processes
+
 
 class StoreError(JeopardaError, OSError):
     """A store that is missing, incomplete, damaged, or does not fit its use."""

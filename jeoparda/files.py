@@ -12,7 +12,8 @@ from pathlib import Path
 
 from jeoparda.errors import DiskError
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LEAVE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _DEAD_S = 3600.0  # a draft of another host that nobody has touched for so long has no writer
 
 
@@ -23,11 +24,12 @@ def room(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if isinstance(e, DiskError) or e.errno not in _NO_ROOM:
+        if isinstance(e, DiskError) or e.errno not in _NO_ROOM + _NO_LEAVE:
             raise
+        todo = "make room" if e.errno in _NO_ROOM else "get leave to write there"
         raise DiskError(
-            f"{path}: cannot be written: {os.strerror(e.errno)}; nothing is lost: make room (or write to another "
-            "filesystem) and run the same command again, what is finished is kept"
+            f"{path}: cannot be written: {os.strerror(e.errno)}; nothing is lost: {todo} (or write elsewhere) and run "
+            "the same command again, what is finished is kept"
         ) from e
 
 
@@ -55,8 +57,11 @@ def clear_drafts(folder: Path) -> None:
     """Delete the drafts of writers that were killed, and leave those of writers that still write."""
     for draft in folder.glob(".*.part"):
         name = re.fullmatch(rf".*\.{re.escape(socket.gethostname())}\.(\d+)\.part", draft.name)
-        if not (name and _runs(int(name[1]))) and (name or time.time() - draft.stat().st_mtime > _DEAD_S):
-            draft.unlink(missing_ok=True)
+        try:
+            if not (name and _runs(int(name[1]))) and (name or time.time() - draft.stat().st_mtime > _DEAD_S):
+                draft.unlink()
+        except FileNotFoundError:  # its writer was done with it, or another cleans up too
+            continue
 
 
 def _runs(pid: int) -> bool:

@@ -89,7 +89,7 @@ def footprints(
 
 def _note(faults: dict[str, np.ndarray], fault: str, n: int, who: np.ndarray) -> None:
     if len(who):
-        faults[fault] = np.isin(np.arange(n), who)
+        faults[fault] = faults.get(fault, np.zeros(n, bool)) | np.isin(np.arange(n), who)
 
 
 def _reach(corners: np.ndarray) -> np.ndarray:

@@ -24,14 +24,15 @@ class Workers:
     def __init__(self, executor: Any = None, count: int = 1, here: bool = True) -> None:
         self._executor, self.count, self._here = executor, count, here
 
-    def map(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-        """function(*task) of every task, in the order in which they end. Tasks are drawn as they are needed, so that
-        what they carry does not pile up. An error of a task is raised here, after those in hand have ended."""
+    def map(self, function: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int = AHEAD) -> Iterator[T]:
+        """function(*task) of every task, in the order in which they end. Tasks are drawn as they are needed, `ahead` of
+        them for each worker, so that what they carry does not pile up. An error of a task is raised here, after those
+        in hand have ended."""
         if self._executor is None:
             yield from (function(*task) for task in tasks)
             return
         waiting: set[Future[T]] = set()
-        room = AHEAD * (self.count - self._here)
+        room = ahead * (self.count - self._here)
         for task in tasks:
             busy = len(waiting) >= room
             if busy and self._here:
@@ -68,8 +69,8 @@ def workers(count: int = 0) -> Iterator[Workers | None]:
         yield Workers(pool, count, here=False)
     except BrokenProcessPool as e:
         raise JeopardaError(
-            "a worker process was killed, most likely for memory; run the same command again with fewer `workers`, "
-            "it goes on where it stopped"
+            f"a worker process died (killed, perhaps for memory, or crashed): {e}; run the same command again, perhaps "
+            "with fewer `workers`: it goes on where it stopped"
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)

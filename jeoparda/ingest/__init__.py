@@ -7,7 +7,6 @@ result depends on the archive and the recipe, not on the number of workers, the 
 
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,19 @@ from jeoparda.ingest.split import SplitRecipe
 from jeoparda.journal import Journal
 from jeoparda.progress import track
 from jeoparda.raster import session
-from jeoparda.sensors import REFLECTANCE
-from jeoparda.store import Contents, PatchRecord, Reject, Shard, StoreInfo, finished, write_shard
+from jeoparda.store import (
+    Contents,
+    PatchRecord,
+    Reject,
+    Shard,
+    StoreInfo,
+    finished,
+    shard_path,
+    valid_of,
+    write_shard,
+)
 from jeoparda.store import finalise as add_up
-from jeoparda.workers import Workers, workers
+from jeoparda.workers import AHEAD, Workers, workers
 
 __all__ = ["IngestRecipe", "SplitRecipe", "finalise", "init", "load", "run"]
 
@@ -53,7 +61,7 @@ def init(r: IngestRecipe, say: Say = print) -> Plan | None:
         if w is None:
             return None
         plan = plans.make(r, w, say)
-    say(f"{plan.path}: {plan.patches} patches in {len(plan.shards)} shards, {len(plan.rejected)} rejected")
+    say(f"{plan.path}: {plan.patches} patches in {len(plan.shards)} shards, {len(plan.leavings().rejected)} rejected")
     return plan
 
 
@@ -76,9 +84,13 @@ def finalise(r: IngestRecipe, say: Say = print) -> StoreInfo | None:
     with workers(r.workers) as w:
         if w is None:
             return None
-        plan = _its_plan(r)
-        tasks = ((r.store, n, plan.digest(n), True) for n in range(len(plan.shards)))
-        found = list(track(w.map(_look, tasks), "check", "shards", len(plan.shards)))
+        return finalise_by(r, w, say)
+
+
+def finalise_by(r: IngestRecipe, w: Workers, say: Say) -> StoreInfo:
+    plan = _its_plan(r)
+    tasks = ((r.store, n, plan.digest(n), True) for n in range(len(plan.shards)))
+    found = list(track(w.map(_look, tasks), "check", "shards", len(plan.shards)))
     if missing := sorted(n for n, shard in found if shard is None):
         raise StoreError(
             f"{r.store}: {len(missing)} of {len(plan.shards)} shards are missing or damaged: {_ranges(missing)}; "
@@ -89,10 +101,10 @@ def finalise(r: IngestRecipe, say: Say = print) -> StoreInfo | None:
 
 def _its_plan(r: IngestRecipe) -> Plan:
     plan = plans.read(r.store)
-    if plan.recipe != identity(r):
-        changed = [k for k, v in identity(r).items() if plan.recipe.get(k) != v]
+    wanted = identity(r)
+    if changed := [k for k in {**wanted, **plan.recipe} if k != "archive" and plan.recipe.get(k) != wanted.get(k)]:
         raise RecipeError(
-            f"{plan.path}: was made by another recipe ({', '.join(changed) or 'another source'} differ); "
+            f"{plan.path}: was made by another recipe ({', '.join(changed)} differ); "
             "run `jeoparda store init` again, or give another `store`"
         )
     return plan
@@ -113,11 +125,17 @@ class Made:
 def _load(r: IngestRecipe, w: Workers, plan: Plan, numbers: range, say: Say, name: str = "ingest") -> list[Shard]:
     """The shards of these numbers: those that are there and whole, and the others made now."""
     start = time.monotonic()
-    kept = {n: s for n, s in w.map(_look, ((r.store, n, plan.digest(n), False) for n in numbers)) if s}
+    there = [n for n in numbers if shard_path(r.store, n).exists()]
+    looked = w.map(_look, ((r.store, n, plan.digest(n), False) for n in there))
+    kept = {n: s for n, s in track(looked, "look", "shards", len(there)) if s}
     wanted = [n for n in numbers if n not in kept]
+    if wanted:  # it would tell of shards that are about to change
+        (r.store / "store.json").unlink(missing_ok=True)
     journal = Journal(r.store / "journal" / f"{name}.jsonl")
     made: list[Made] = []
-    work = w.map(_make, ((r, n, payload) for n, payload in payloads(r, plan, wanted)))
+    source, _ = source_of(r)
+    ahead = 1 if hasattr(source, "payloads") else AHEAD  # a payload is as large as a shard
+    work = w.map(_make, ((r, n, payload) for n, payload in payloads(r, plan, wanted)), ahead)
     total = sum(plan.shards[n][2] for n in wanted)
     for m in track(work, "ingest", "patches", total, lambda m: plan.shards[m.shard.number][2]):
         made.append(m)
@@ -129,8 +147,6 @@ def _load(r: IngestRecipe, w: Workers, plan: Plan, numbers: range, say: Say, nam
         rates = {f"{key}_per_s": round(figures[key] / seconds, 1) for key in ("patches", "bytes")}
         shards = {"shards": len(made), "shards_kept": len(kept)}
         journal.append("load", workers=w.count, **shards, **figures, seconds=round(seconds, 3), **rates)
-    if r.strict and (count := sum(x["fault"] for m in made for x in m.shard.summary["rejected"])):
-        raise ArchiveError(f"{count} rejected, and strict is set; mend the archive or set strict=false")
     return [*kept.values(), *(m.shard for m in made)]
 
 
@@ -171,12 +187,9 @@ def row(contents: Contents, p: Planned, got: Patch | Reject) -> tuple[PatchRecor
     """A patch as the store's writer takes it."""
     if isinstance(got, Reject):
         return got
-    valid = 1.0
-    if contents.layout.valid:
-        valid = got.arrays["valid"].mean()
-    elif contents.unit == REFLECTANCE:  # in which zero is no data; black is a digital number like others
-        valid = (got.arrays[contents.layout.groups[0].name] > 0).all(-3).mean()
-    record = PatchRecord(p.id, p.source, p.crs, p.transform, p.date, p.country, p.split, float(valid), p.dates)
+    valid = valid_of(contents, got.arrays)
+    fraction = 1.0 if valid is None else float(valid.mean())
+    record = PatchRecord(p.id, p.source, p.crs, p.transform, p.date, p.country, p.split, fraction, p.dates)
     return record, got.arrays, got.classes
 
 
@@ -186,16 +199,19 @@ def row(contents: Contents, p: Planned, got: Patch | Reject) -> tuple[PatchRecor
 def _finalise(r: IngestRecipe, plan: Plan, shards: list[Shard], say: Say) -> StoreInfo:
     if not sum(s.info.patches for s in shards):
         raise ArchiveError(f"{r.archive}: none of its patches can be used, all {plan.patches} planned are rejected")
-    info = add_up(r.store, shards, plan.contents, plan.rejected, plan.left_out, plan.recipe, __version__)
+    count = sum(x["fault"] for s in shards for x in s.summary["rejected"])
+    if r.strict and count:
+        raise ArchiveError(f"{count} rejected, and strict is set; mend the archive or set strict=false")
+    rest = plan.leavings()
+    info = add_up(r.store, shards, plan.contents, rest.rejected, rest.left_out, plan.recipe, __version__)
     splits = ", ".join(f"{k} {v}" for k, v in info.splits.items())
-    faults = sum(x.fault for x in info.rejected)
-    say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {faults} rejected")
+    rejected = len(info.faults)
+    say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {rejected} rejected")
     if not info.splits["train"]:
         say(f"{r.store}: no patch is in train, so there are no band statistics, and nothing can be trained on it")
-    for note in plan.notes:
+    for note in rest.notes:
         say(f"{r.store}: {note}")
-    late = Counter(x.expected.replace("at least", "less than") for x in info.rejected if not x.fault)
-    for reason, n in (Counter(info.left_out) + late).items():
+    for reason, n in info.not_wanted.items():
         say(f"{r.store}: {n} patches left out: {reason}")
     return info
 

@@ -10,7 +10,7 @@ import heapq
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
@@ -26,10 +26,12 @@ from jeoparda.ingest import split
 from jeoparda.ingest.recipe import IngestRecipe, identity, source_of
 from jeoparda.ingest.source import Found, LeftOut, Note, Planned
 from jeoparda.progress import track
-from jeoparda.store import SPLITS, Contents, Reject, shard_path
+from jeoparda.store import DTYPES, SPLITS, Contents, Reject, of_another_plan, plan_of
+from jeoparda.store.format import VERSION as FORMAT
 from jeoparda.workers import Workers
 
 VERSION = 1
+_MOST, _SHARD_BYTES = 512, 128_000_000  # of a shard, unless the recipe says how many patches: a worker holds two
 _AT_ONCE = 256  # units a task, where the source does not say: long enough to hide the cost of handing it over
 
 
@@ -43,9 +45,7 @@ class Plan:
     contents: Contents
     patches: int
     shards: tuple[tuple[int, int, int, str], ...]
-    rejected: tuple[Reject, ...]
-    left_out: dict[str, int]
-    notes: tuple[str, ...]
+    rest: tuple[int, int]
 
     def digest(self, number: int) -> str:
         return self.shards[number][3]
@@ -60,12 +60,34 @@ class Plan:
             raise StoreError(f"{self.path}: the line of shard {number} is damaged; `jeoparda store repair` mends it")
         return [Planned(**{**p, **{k: tuple(p[k]) for k in _TUPLES}}) for p in json.loads(line)]
 
+    def leavings(self) -> "Leavings":
+        """What came into no shard. Read when it is wanted: a worker has no use for it, and it may be long."""
+        at, size = self.rest
+        try:
+            with open(self.path, "rb") as f:
+                f.seek(at)
+                return pydantic.TypeAdapter(Leavings).validate_python(_checked(f.read(size)))
+        except (ValueError, KeyError, TypeError) as e:
+            raise StoreError(f"{self.path}: its list of rejects is damaged; `jeoparda store repair` mends it") from e
 
-def check(store: Path) -> None:
-    """StoreError where any line of the plan is damaged, or there is none."""
+
+@dataclass(frozen=True)
+class Leavings:
+    """rejected: what cannot be used. left_out: reason -> patches that the recipe does not want. notes: what the user
+    should know."""
+
+    rejected: tuple[Reject, ...]
+    left_out: dict[str, int]
+    notes: tuple[str, ...]
+
+
+def check(store: Path) -> Plan:
+    """The plan, each line of it looked at. StoreError where one is damaged, or there is none."""
     found = read(store)
+    found.leavings()
     for number in range(len(found.shards)):
         found.shard(number)
+    return found
 
 
 _TUPLES = ("transform", "classes", "dates")
@@ -94,10 +116,7 @@ def _read(path: Path, _changed: int, size: int) -> Plan:
             begin = int(f.read())
             f.seek(begin)
             index = _checked(f.read(size - _TRAILER - begin))
-            at, length = index.pop("rest")
-            f.seek(at)
-            rest = _checked(f.read(length))
-        return pydantic.TypeAdapter(Plan).validate_python({"path": path, **index, **rest})
+        return pydantic.TypeAdapter(Plan).validate_python({"path": path, **index})
     except (ValueError, KeyError, TypeError, OSError) as e:
         raise StoreError(f"{path}: damaged ({str(e).splitlines()[0]}); `jeoparda store repair` mends it") from e
 
@@ -116,27 +135,46 @@ def _checked(line: bytes) -> Any:
 
 
 def _digest(recipe: dict[str, Any], contents: Contents, line: bytes) -> str:
-    about = json.dumps([VERSION, recipe | {"archive": ""}, asdict(contents)], sort_keys=True)
+    # where the archive and lists of splits lie is of no concern: the line has each patch's split
+    given = {k: v for k, v in recipe.items() if k not in ("archive", "split")}
+    about = json.dumps([VERSION, FORMAT, given, asdict(contents)], sort_keys=True)
     return hashlib.sha256(about.encode() + line).hexdigest()
 
 
-def make(r: IngestRecipe, w: Workers, say: Callable[[str], None] = print) -> Plan:
-    """Look at the whole archive and write the plan. ArchiveError where no patch of it can be used, or, in strict
-    mode, where one cannot."""
+def make(r: IngestRecipe, w: Workers, say: Callable[[str], None] = print, expected: Sequence[str] = ()) -> Plan:
+    """Look at the whole archive and write the plan. ArchiveError where no patch of it can be used, or, in strict mode,
+    where one cannot. `expected`: the digests of its shards, where they are known; StoreError where others come out."""
     split.check(r.split)
     if r.store.resolve().is_relative_to(r.archive.resolve()):
         raise RecipeError(f"store = {r.store}: lies in the archive, which would change by it; give a folder elsewhere")
     source, section = source_of(r)
     described = asdict(source.describe(r.archive, section))
     contents = pydantic.TypeAdapter(Contents).validate_python(described)  # as it will be read back: 10 becomes 10.0
+    _check_types(r, contents)
     with room(r.store):
         r.store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=r.store) as spool:
-            _plan(r, contents, w, spool, say)
+            _plan(r, contents, w, spool, say, expected)
     return read(r.store)
 
 
-def _plan(r: IngestRecipe, contents: Contents, w: Workers, spool: IO[bytes], say: Callable[[str], None]) -> None:
+def _check_types(r: IngestRecipe, contents: Contents) -> None:
+    for name, (kind, _) in contents.layout.fields().items():
+        if kind not in DTYPES:
+            raise ArchiveError(
+                f"{r.archive}: its pixels ({name}) are {kind}; expected one of {', '.join(DTYPES)}: convert the files, "
+                "as with gdal_translate -ot Float32"
+            )
+
+
+def _plan(
+    r: IngestRecipe,
+    contents: Contents,
+    w: Workers,
+    spool: IO[bytes],
+    say: Callable[[str], None],
+    expected: Sequence[str],
+) -> None:
     columns, rejected, left_out, notes = _spool(r, contents, w, spool)
     tell(rejected, say)
     if r.strict and (faults := sum(x.fault for x in rejected)):
@@ -154,7 +192,7 @@ def _plan(r: IngestRecipe, contents: Contents, w: Workers, spool: IO[bytes], say
         "left_out": {reason: n for reason, n in sorted(left_out.items()) if n},
         "notes": [*notes, *assigned.notes],
     }
-    _write(r, contents, chosen, rest)
+    _write(r, contents, chosen, rest, expected)
 
 
 def tell(rejected: Iterable[Reject], say: Callable[[str], None], most: int = 20) -> None:
@@ -226,33 +264,34 @@ def _with_split(line: bytes, number: int) -> dict[str, Any]:
     return json.loads(line) | {"split": SPLITS[number]}
 
 
-def _refuse_other(store: Path, digests: list[str]) -> None:
+def _refuse_other(store: Path, digests: list[str], expected: Sequence[str]) -> None:
     """StoreError where shards are there that another plan made: they would be of no use, and neither would its plan."""
-    try:
-        old = read(store)
-    except StoreError:  # none, or damaged: then each shard is asked for its plan when it is loaded
-        return
-    for number, (*_, digest) in enumerate(old.shards):
-        if shard_path(store, number).exists() and digest not in digests[number : number + 1]:
-            raise StoreError(
-                f"{shard_path(store, number)}: was made from another archive, recipe or version of jeoparda; "
-                "give another `store`, or delete this one"
-            )
+    if expected and list(expected) != digests:
+        raise StoreError(
+            f"{path_of(store)}: the archive no longer gives the plan that the store was made by; name the archive as it "
+            "was with --archive"
+        )
+    for path in sorted((store / "shards").glob("[0-9]*.h5")):
+        made_by = plan_of(path)
+        if made_by and made_by not in digests[int(path.stem) : int(path.stem) + 1]:
+            raise of_another_plan(path)
 
 
-def _write(r: IngestRecipe, contents: Contents, chosen: Iterator[dict[str, Any]], rest: dict[str, Any]) -> None:
+def _write(
+    r: IngestRecipe, contents: Contents, chosen: Iterator[dict[str, Any]], rest: dict[str, Any], expected: Sequence[str]
+) -> None:
     recipe, shards, patches = identity(r), [], 0
+    most = r.patches_per_shard or max(1, min(_MOST, _SHARD_BYTES // contents.layout.dtype().itemsize))
     with whole(path_of(r.store)) as draft, open(draft, "wb") as f:
-        while part := list(islice(chosen, r.patches_per_shard)):
+        while part := list(islice(chosen, most)):
             line = json.dumps(part, ensure_ascii=False).encode()
             shards.append((f.tell(), len(line), len(part), _digest(recipe, contents, line)))
             f.write(line + b"\n")
             patches += len(part)
-        _refuse_other(r.store, [digest for *_, digest in shards])
-        index = {"recipe": recipe, "contents": asdict(contents), "patches": patches, "shards": shards}
-        for name, value in (("rest", rest), ("index", index)):
-            at = f.tell()
-            f.write(_line(value) + b"\n")
-            if name == "rest":
-                index["rest"] = (at, f.tell() - at)
-        f.write(f"{at:0{_TRAILER - 1}d}\n".encode())
+        _refuse_other(r.store, [digest for *_, digest in shards], expected)
+        line = _line(rest)
+        where = f.tell(), len(line)
+        f.write(line + b"\n")
+        begin = f.tell()
+        index = {"recipe": recipe, "contents": asdict(contents), "patches": patches, "shards": shards, "rest": where}
+        f.write(_line(index) + b"\n" + f"{begin:0{_TRAILER - 1}d}\n".encode())

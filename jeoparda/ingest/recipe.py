@@ -1,5 +1,7 @@
 """The recipe of an ingest, and which source it names."""
 
+import os
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -41,8 +43,10 @@ class IngestRecipe:
     pairs: PairsRecipe = opt(PairsRecipe, "low and high resolution of the same ground")
     series: SeriesRecipe = opt(SeriesRecipe, "the same ground at many dates")
     split: SplitRecipe = opt(SplitRecipe, "training, validation and test")
-    patches_per_shard: int = opt(512, "patches in a shard file (512 Sentinel-2 patches of 120 px are 84 MB)", gt=0)
-    strict: bool = opt(False, "stop with exit code 1 at a patch that cannot be read, instead of leaving it out")
+    patches_per_shard: int = opt(
+        0, "patches in a shard file; 0: up to 512, as make at most 128 MB (512 of BigEarthNet are 84 MB)", ge=0
+    )
+    strict: bool = opt(False, "where patches cannot be read, exit with code 1 and no store.json, not leave them out")
     workers: int = opt(0, "local processes, where no launcher started ranks; 0: one a core", ge=0)
 
 
@@ -55,6 +59,16 @@ def source_of(r: IngestRecipe) -> tuple[Source, Any]:
     return cast(Source, module), getattr(r, section)
 
 
+def _absolute(given: dict[str, Any], r: Any) -> dict[str, Any]:
+    out = dict(given)
+    for name, value in vars(r).items():
+        if isinstance(value, Path):
+            out[name] = os.path.abspath(value)
+        elif is_dataclass(value):
+            out[name] = _absolute(given[name], value)
+    return out
+
+
 def template_of(source: str) -> str:
     """The commented recipe for one source, without the sections of the others."""
     if source not in SOURCES:
@@ -64,7 +78,7 @@ def template_of(source: str) -> str:
 
 
 def identity(r: IngestRecipe) -> dict[str, Any]:
-    """The part of the recipe that decides what the store holds."""
-    given = as_dict(r)
+    """The part of the recipe that decides what the store holds. Paths are absolute: it may be read elsewhere."""
+    given = _absolute(as_dict(r), r)
     kept = ("archive", "source", SOURCES[r.source][1], "split", "patches_per_shard")
     return {name: given[name] for name in kept}

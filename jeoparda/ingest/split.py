@@ -48,7 +48,10 @@ class SplitRecipe:
         True, "block: val and test get their share of each class; false: each block by itself, so an archive may grow"
     )
     buffer_m: float | None = opt(
-        None, "ground kept free around val and test; null: none, but no overlap by: block or country", "m", ge=0
+        None,
+        "ground kept free around val and test; null: no distance, and block and country part what overlaps",
+        "m",
+        ge=0,
     )
     train_csv: Path | None = opt(None, "csv: list of training patches, their names in the first column")
     val_csv: Path | None = opt(None, "csv: list of validation patches")
@@ -322,10 +325,12 @@ def _by_csv(s: SplitRecipe, patches: Columns, notes: list[str]) -> Rule:
 
 def _names(path: Path) -> list[bytes]:
     try:
-        with open(path, newline="") as f:
+        with open(path, newline="", encoding="utf-8-sig") as f:  # Excel begins a file with a byte order mark
             return [row[0].strip().encode() for row in csv.reader(f) if row and row[0].strip()]
     except OSError as e:
         raise RecipeError(f"{path}: cannot read the split list: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{path}: the split list is not UTF-8 text (byte {e.start})") from e
 
 
 def _by_archive(s: SplitRecipe, patches: Columns, notes: list[str]) -> Rule:

@@ -13,14 +13,19 @@ import numpy as np
 
 from jeoparda.config import check
 from jeoparda.errors import StoreError
-from jeoparda.ingest import _ranges, finalise, payloads, row
+from jeoparda.files import sync
+from jeoparda.ingest import _ranges, finalise_by, payloads, row
 from jeoparda.ingest import plan as plans
 from jeoparda.ingest.recipe import IngestRecipe, source_of
 from jeoparda.ingest.source import Patch, Planned
 from jeoparda.progress import track
+from jeoparda.raster import session
 from jeoparda.store import (
     Band,
+    Contents,
     Damage,
+    Reject,
+    ShardInfo,
     StoreInfo,
     damaged,
     labels_of,
@@ -38,21 +43,26 @@ _SCRATCH = ".repair"  # in the store: a rename within one filesystem is atomic
 def verify(store: Path, count: int = 0) -> list[Damage] | None:
     """Every shard, and the plan, that is not byte for byte as it was written. None on ranks that only worked for
     rank 0. StoreError where store.json is damaged, by which the others are judged."""
-    info = StoreInfo.read(store)
-    with workers(count) as w:
-        return [*_plan_damage(store), *_damaged(store, info, w)] if w else None
+    with workers(count) as w:  # rank 0 alone looks at the store: the others must not see it change
+        if w is None:
+            return None
+        info = StoreInfo.read(store)
+        return [*_plan_damage(store, info), *_damaged(store, info, w)]
 
 
-def _plan_damage(store: Path) -> list[Damage]:
+def _plan_damage(store: Path, info: StoreInfo | None) -> list[Damage]:
+    """As shard -1. `info`: None where store.json cannot be read."""
     try:
-        plans.check(store)
+        found = plans.check(store)
+        if info and [s.plan for s in info.shards] != [digest for *_, digest in found.shards]:
+            raise StoreError("plan: is not the one that the shards were made by")
     except StoreError as e:
         return [Damage(-1, str(plans.path_of(store)), str(e).partition(": ")[2], ())]
     return []
 
 
 def _damaged(store: Path, info: StoreInfo, w: Workers) -> list[Damage]:
-    tasks = ((store, info, n) for n in range(len(info.shards)))
+    tasks = ((store, info.layout, shard, n) for n, shard in enumerate(info.shards))
     found = track(w.map(damaged, tasks), "verify", "shards", len(info.shards))
     return sorted((d for d in found if d), key=lambda d: d.number)
 
@@ -62,20 +72,19 @@ def repair(store: Path, archive: Path | None = None, count: int = 0, say: Callab
 
     StoreError names the shards that the archive no longer gives; they are left as they were.
     """
-    r = _recipe(store, archive, count)
-    for damage in _plan_damage(store):
-        say(f"damaged: {damage}; planned again from {r.archive}")
-        with workers(count) as w:
-            if w:
-                plans.make(r, w, say)
-    try:
-        info = StoreInfo.read(store)
-    except StoreError as e:
-        say(f"{e}; written again from the shards")
-        finalise(r, say)
-        info = StoreInfo.read(store)
     with workers(count) as w:
-        return _repair(r, info, w, say) if w else 0
+        if w is None:
+            return 0
+        r = _recipe(store, archive, count)
+        try:
+            info = StoreInfo.read(store)
+        except StoreError as e:
+            say(f"{e}; written again from the shards")
+            info = None
+        for damage in _plan_damage(store, info):
+            say(f"damaged: {damage}; planned again from {r.archive}")
+            plans.make(r, w, say, [s.plan for s in info.shards] if info else ())
+        return _repair(r, info or finalise_by(r, w, say), w, say)
 
 
 def _repair(r: IngestRecipe, info: StoreInfo, w: Workers, say: Callable[[str], None]) -> int:
@@ -83,9 +92,13 @@ def _repair(r: IngestRecipe, info: StoreInfo, w: Workers, say: Callable[[str], N
     damages = {d.number: d for d in _damaged(r.store, info, w)}
     for damage in damages.values():
         say(f"damaged: {damage}")
-    work = w.map(_mend, ((r, info, damages[n], payload) for n, payload in payloads(r, plan, damages)))
-    done = list(track(work, "repair", "shards", len(damages)))
-    shutil.rmtree(r.store / _SCRATCH, ignore_errors=True)
+    late = {x.id: x for x in info.rejected[info.rejected_by_plan :]}  # those of the plan came into no shard
+    rejected = {n: [late[p.id] for p in plan.shard(n) if p.id in late] for n in damages}
+    tasks = ((r, info.shards[n], rejected[n], damages[n], payload) for n, payload in payloads(r, plan, damages))
+    try:
+        done = list(track(w.map(_mend, tasks, 1), "repair", "shards", len(damages)))
+    finally:
+        shutil.rmtree(r.store / _SCRATCH, ignore_errors=True)
     if failed := sorted(n for n, patches in done if patches is None):
         raise StoreError(
             f"{r.store}: shards {_ranges(failed)} could not be mended, {r.archive} no longer gives what they held; "
@@ -101,19 +114,20 @@ def _repair(r: IngestRecipe, info: StoreInfo, w: Workers, say: Callable[[str], N
 def statistics(store: Path, count: int = 0) -> tuple[dict[str, Band], bool] | None:
     """Per-band statistics of the training split, computed again from the pixels, and whether store.json says the
     same. None on ranks that only worked for rank 0."""
-    info = StoreInfo.read(store)
     with workers(count) as w:
         if w is None:
             return None
-        tasks = ((store, info, n) for n in range(len(info.shards)))
+        info = StoreInfo.read(store)
+        contents = Contents(**{name: getattr(info, name) for name in Contents.__dataclass_fields__})
+        tasks = ((store, contents, shard, n) for n, shard in enumerate(info.shards))
         parts = list(track(w.map(_sums, tasks), "stats", "shards", len(info.shards)))
     parts.sort(key=lambda part: part[0])  # floating-point sums depend on the order
     found = {b: statistics_of([sums[b] for _, sums in parts]) for b in info.statistics}
     return found, found == info.statistics
 
 
-def _sums(store: Path, info: StoreInfo, number: int) -> tuple[int, dict[str, list[Any]]]:
-    return number, shard_sums(store, info, number).summary()["bands"]
+def _sums(store: Path, contents: Contents, shard: ShardInfo, number: int) -> tuple[int, dict[str, list[Any]]]:
+    return number, shard_sums(store, contents, shard).summary()["bands"]
 
 
 def _recipe(store: Path, archive: Path | None, count: int) -> IngestRecipe:
@@ -126,46 +140,58 @@ def _recipe(store: Path, archive: Path | None, count: int) -> IngestRecipe:
     return check(IngestRecipe, given, f"{store}: its recipe")
 
 
-def _mend(r: IngestRecipe, info: StoreInfo, damage: Damage, payload: Any) -> tuple[int, int | None]:
+def _mend(
+    r: IngestRecipe, shard: ShardInfo, rejected: list[Reject], damage: Damage, payload: Any
+) -> tuple[int, int | None]:
     """(shard number, patches read again), None where the archive does not give them any more."""
-    whole = info.shards[damage.number]
-    everything = tuple(range(whole.patches))
-    # records first, each by its checksum; then all of them: a checksum itself may have been hit
+    everything = tuple(range(shard.patches))
+    # the damaged records first; then all of them: a checksum itself may have been hit
     for again in dict.fromkeys((damage.patches, everything)):
-        made = _remake(r, info, damage.number, set(again), payload)
-        if made == whole.sha256:
-            os.replace(shard_path(r.store / _SCRATCH, damage.number), shard_path(r.store, damage.number))
+        if _remake(r, shard, rejected, damage.number, set(again), payload) == shard.sha256:
+            mended = shard_path(r.store, damage.number)
+            os.replace(shard_path(r.store / _SCRATCH, damage.number), mended)
+            sync(mended.parent)
             return damage.number, len(again)
     return damage.number, None
 
 
-def _remake(r: IngestRecipe, info: StoreInfo, number: int, again: set[int], payload: Any) -> str:
+def _remake(
+    r: IngestRecipe, shard: ShardInfo, rejected: list[Reject], number: int, again: set[int], payload: Any
+) -> str:
     """Write the shard anew, from its own records but for those of `again`, and return its checksum."""
     plan = plans.read(r.store)
-    planned = plan.shard(number)
-    rejected = {x.id: x for x in info.rejected[len(plan.rejected) :]}  # the plan's own came into no shard
-    shard, path = info.shards[number], shard_path(r.store, number)
-    there = read_records(path, shard.offset, shard.patches, info.layout.dtype()) if path.exists() else ()
-    labels = labels_of(path)
-    if labels is not None and labels.shape != (shard.patches, len(info.classes)):
+    planned, gone = plan.shard(number), {x.id: x for x in rejected}
+    there = _records(shard_path(r.store, number), shard, plan.contents.layout.dtype())
+    labels = labels_of(shard_path(r.store, number))
+    if labels is not None and labels.shape != (shard.patches, len(plan.contents.classes)):
         labels = None
-    kept = [p for p in planned if p.id not in rejected]
+    kept = [p for p in planned if p.id not in gone]
     wanted = [p for i, p in enumerate(kept) if i in again or i >= len(there)]
     source, section = source_of(r)
-    fresh = iter(source.read(r.archive, section, plan.contents, wanted, payload) if wanted else ())
     names = {p.id for p in wanted}
+    with session():
+        fresh = iter(source.read(r.archive, section, plan.contents, wanted, payload) if wanted else ())
 
-    def rows() -> Iterator[Any]:
-        place = 0
-        for p in planned:
-            if p.id in rejected:
-                yield rejected[p.id]
-                continue
-            got = next(fresh) if p.id in names else _stored(there[place], p, None if labels is None else labels[place])
-            place += 1
-            yield row(plan.contents, p, got)
+        def rows() -> Iterator[Any]:
+            place = 0
+            for p in planned:
+                if p.id in gone:
+                    yield gone[p.id]
+                    continue
+                stored = None if p.id in names else _stored(there[place], p, None if labels is None else labels[place])
+                place += 1
+                yield row(plan.contents, p, stored or next(fresh))
 
-    return write_shard(r.store / _SCRATCH, number, plan.digest(number), plan.contents, rows(), len(planned)).info.sha256
+        scratch, digest = r.store / _SCRATCH, plan.digest(number)
+        return write_shard(scratch, number, digest, plan.contents, rows(), len(planned)).info.sha256
+
+
+def _records(path: Path, shard: ShardInfo, dtype: np.dtype) -> np.ndarray:
+    """The records of a damaged shard, as far as they can be read."""
+    try:
+        return read_records(path, shard.offset, shard.patches, dtype)
+    except OSError:  # missing, or the disk refuses
+        return np.zeros(0, dtype)
 
 
 def _stored(record: np.ndarray, p: Planned, labels: np.ndarray | None) -> Patch:

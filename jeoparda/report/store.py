@@ -128,9 +128,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: tuple[int, 
 
 def _lost(info: StoreInfo) -> list[str]:
     """What the archive had and the store has not, counted by reason."""
-    lines = [f"left out {n}: {reason}" for reason, n in sorted(info.left_out.items(), key=lambda x: (-x[1], x[0]))]
+    lines = [f"left out {n}: {reason}" for reason, n in sorted(info.not_wanted.items(), key=lambda x: (-x[1], x[0]))]
     kinds: dict[str, list[Reject]] = {}
-    for r in info.rejected:
+    for r in info.faults:
         kinds.setdefault(_kind(r), []).append(r)
     most = sorted(kinds.values(), key=lambda found: -len(found))
     lines += [f"rejected {len(found)}: {'as ' if len(found) > 1 else ''}{found[0]}" for found in most[:_NAMED]]

@@ -6,6 +6,7 @@ stays in here.
 
 from jeoparda.store.check import Damage, damaged, labels_of
 from jeoparda.store.format import (
+    DTYPES,
     SPLITS,
     Band,
     Contents,
@@ -18,10 +19,11 @@ from jeoparda.store.format import (
     group_records,
 )
 from jeoparda.store.reader import Store, read_records, shard_sums
-from jeoparda.store.statistics import statistics_of
-from jeoparda.store.writer import Shard, finalise, finished, shard_path, write_shard
+from jeoparda.store.statistics import statistics_of, valid_of
+from jeoparda.store.writer import Shard, finalise, finished, of_another_plan, plan_of, shard_path, write_shard
 
 __all__ = [
+    "DTYPES",
     "SPLITS",
     "Band",
     "Contents",
@@ -39,9 +41,12 @@ __all__ = [
     "finished",
     "group_records",
     "labels_of",
+    "of_another_plan",
+    "plan_of",
     "read_records",
     "shard_path",
     "shard_sums",
     "statistics_of",
+    "valid_of",
     "write_shard",
 ]

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from jeoparda.files import sha256
-from jeoparda.store.format import StoreInfo
+from jeoparda.store.format import Layout, ShardInfo
 from jeoparda.store.reader import read_records
 
 
@@ -27,16 +27,18 @@ class Damage:
         return f"{self.path}: {self.reason}{where}"
 
 
-def damaged(folder: Path, info: StoreInfo, number: int) -> Damage | None:
+def damaged(folder: Path, layout: Layout, shard: ShardInfo, number: int) -> Damage | None:
     """What is wrong with shard `number` of a store, None where every byte is as it was written."""
-    shard = info.shards[number]
     path = folder / "shards" / shard.file
     if not path.exists():
         return Damage(number, str(path), "is missing", tuple(range(shard.patches)))
-    if sha256(path) == shard.sha256:
-        return None
+    try:
+        if sha256(path) == shard.sha256:
+            return None
+        records = read_records(path, shard.offset, shard.patches, layout.dtype())
+    except OSError as e:  # of the disk itself
+        return Damage(number, str(path), f"cannot be read: {e.strerror}", tuple(range(shard.patches)))
     reason = "differs from its checksum in store.json"
-    records = read_records(path, shard.offset, shard.patches, info.layout.dtype())
     try:
         with h5py.File(path, "r") as f:
             checksums = f["checksums"][:]

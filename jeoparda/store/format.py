@@ -4,6 +4,7 @@
     STORE/shards/NNNNN.h5    up to `patches_per_shard` patches each
     STORE/plan.jsonl         which patch went where and what it was made from; what `store repair` works by
     STORE/rejects.csv        what was left out of the archive, and why
+    STORE/journal/*.jsonl    when and how fast it was made, by whom; the one thing here that depends on that
 
 A shard's datasets are all of length n (its number of patches), all plain HDF5 that h5dump and h5py understand:
 
@@ -16,7 +17,8 @@ A shard's datasets are all of length n (its number of patches), all plain HDF5 t
     table      (n,) compound: id, source, crs, transform, date, country, split, valid_fraction
     dates      (n, date) text, ISO 8601, "" for a gap; only in stores of series and of pairs
     checksums  (n,) uint32: CRC-32 of each patch's record
-    summary    () JSON text: exact sums per band over the training split, rejected patches
+    summary    () JSON text: exact sums per band over the training split, rejected patches, and the SHA-256 of the
+               datasets above but `patches`
 
 Nothing in it depends on the time, the host, the number of workers or the order in which they ran.
 """
@@ -24,6 +26,7 @@ Nothing in it depends on the time, the host, the number of workers or the order 
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +42,7 @@ ALIGNMENT = 4096  # bytes: a page, and what O_DIRECT and GPUDirect Storage ask f
 FIELD_ALIGNMENT = 64  # bytes: a cache line
 SPLITS = ("train", "val", "test")
 
+DTYPES = ("uint8", "uint16", "int16", "float32")  # of pixels: what feeds take, and sums stay exact in
 Target = Literal["labels", "label", "mask", "high-resolution mask", "series"]
 
 
@@ -189,12 +193,14 @@ class Band:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """`offset`: the byte where its records begin, so that they can be read where the file's own tables are damaged."""
+    """`offset`: the byte where its records begin, so that they can be read where the file's own tables are damaged.
+    `plan`: the digest of what it was made from."""
 
     file: str
     patches: int
     offset: int
     sha256: str
+    plan: str
 
 
 @dataclass(frozen=True)
@@ -219,8 +225,8 @@ class Contents:
 class StoreInfo(Contents):
     """store.json. `statistics`: a Band per band name, over the training split. `class_patches`: split -> number of
     patches with each class; `class_pixels`: split -> number of mask pixels of each class, empty without masks.
-    `rejected`: what was left out of the archive, and why; `left_out`: reason -> number of patches that the recipe
-    does not want."""
+    `rejected`: what was left out of the archive, and why, the first `rejected_by_plan` of them before a shard was
+    made; `left_out`: reason -> number of patches that the recipe does not want."""
 
     record_bytes: int = 0
     patches: int = 0
@@ -230,11 +236,22 @@ class StoreInfo(Contents):
     class_patches: dict[str, list[int]] = field(default_factory=dict)
     class_pixels: dict[str, list[int]] = field(default_factory=dict)
     rejected: tuple[Reject, ...] = ()
+    rejected_by_plan: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     jeoparda: str = ""
     format: str = "jeoparda-store"
     version: int = VERSION
+
+    @property
+    def faults(self) -> tuple[Reject, ...]:
+        """What was rejected because something is wrong with it."""
+        return tuple(x for x in self.rejected if x.fault)
+
+    @property
+    def not_wanted(self) -> Counter[str]:
+        """Reason -> number of sound patches that the recipe left out, when they were planned or when they were read."""
+        return Counter(self.left_out) + Counter(f"not {x.expected}" for x in self.rejected if not x.fault)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -257,14 +274,14 @@ class StoreInfo(Contents):
     def read(cls, folder: Path) -> "StoreInfo":
         path = folder / "store.json"
         if not path.exists():
-            started = (folder / "shards").is_dir()
+            started = (folder / "shards").is_dir() or (folder / "plan.jsonl").exists()
             raise StoreError(
                 f"{folder}: no store.json here; "
                 + ("an ingest began and did not finish: run it again, it goes on where it stopped" if started
                    else "make a store with `jeoparda ingest`")
             )  # fmt: skip
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(data, dict):
                 raise ValueError(f"a mapping was expected, this is a {type(data).__name__}")
             found = (data.get("format"), data.get("version"))
@@ -274,11 +291,13 @@ class StoreInfo(Contents):
                 raise ValueError("its content differs from its own checksum")
             return pydantic.TypeAdapter(cls).validate_python(data)
         except ValueError as e:  # of JSON, of UTF-8, of pydantic
-            raise StoreError(f"{path}: damaged: {str(e).splitlines()[0]}; ingest again to rewrite it") from e
+            raise StoreError(
+                f"{path}: damaged: {str(e).splitlines()[0]}; `jeoparda store repair` writes it again"
+            ) from e
 
 
 def _text(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _checksum(data: dict[str, Any]) -> str:

@@ -8,23 +8,27 @@ import numpy as np
 
 from jeoparda.errors import StoreError
 from jeoparda.files import sha256
-from jeoparda.store.format import ShardInfo, StoreInfo
+from jeoparda.store.format import Contents, ShardInfo, StoreInfo
 from jeoparda.store.statistics import Sums
 
 
 def read_records(path: Path, offset: int, count: int, dtype: np.dtype) -> np.ndarray:
     """(count,) records that begin at a byte of a shard, without HDF5. Fewer where the file ends early."""
     with open(path, "rb") as f:
-        raw = os.pread(f.fileno(), count * dtype.itemsize, offset)
+        f.seek(offset)
+        raw = f.read(count * dtype.itemsize)
     return np.frombuffer(raw[: len(raw) // dtype.itemsize * dtype.itemsize], dtype)
 
 
-def shard_sums(folder: Path, info: StoreInfo, number: int) -> Sums:
+def shard_sums(folder: Path, contents: Contents, shard: ShardInfo) -> Sums:
     """The sums behind the statistics, over the patches of one shard."""
-    sums, dtype, shard = Sums(info), info.layout.dtype(), info.shards[number]
+    sums, dtype = Sums(contents), contents.layout.dtype()
     path = folder / "shards" / shard.file
-    with h5py.File(path, "r") as f:
-        splits, labels = f["table"]["split"], f["labels"][:]
+    try:
+        with h5py.File(path, "r") as f:
+            splits, labels = f["table"]["split"], f["labels"][:]
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise StoreError(f"{path}: cannot be read ({e}); `jeoparda store repair {folder}` mends it") from e
     for i in range(shard.patches):
         record = read_records(path, shard.offset + i * dtype.itemsize, 1, dtype)[0]
         sums.add(record, labels[i], splits[i].decode())
@@ -79,7 +83,7 @@ class Store:
         if found != (shard.patches, self.info.record_bytes):
             raise StoreError(
                 f"{path}: {found[0]} patches of {found[1]} bytes, store.json says "
-                f"{shard.patches} of {self.info.record_bytes}; ingest again into an empty folder"
+                f"{shard.patches} of {self.info.record_bytes}; `jeoparda store repair {self.folder}` makes it again"
             )
         return first, parts
 
@@ -118,11 +122,11 @@ class Store:
             return [d.decode() for d in f["dates"][number - first]]
 
     def band(self, number: int, band: str) -> np.ndarray:
-        """One band of one patch at its native resolution, (row, col) uint16."""
+        """One band of one patch at its native resolution, (row, col); of a series (date, row, col)."""
         group = next((g for g in self.info.groups if band in g.bands), None)
         if group is None:
             raise StoreError(f"{self.folder}: no band {band!r}; there are {', '.join(self.info.bands)}")
-        return self.patch(number)[group.name][group.bands.index(band)]
+        return self.patch(number)[group.name][..., group.bands.index(band), :, :]
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """(band,) float32 mean and standard deviation over the training split, in the store's band order."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jeoparda.sensors import REFLECTANCE
 from jeoparda.store.format import SPLITS, Band, Contents, Layout
 
 
@@ -14,7 +15,7 @@ class Sums:
     shards are added up. Floating-point pixels are summed in float64."""
 
     def __init__(self, contents: Contents) -> None:
-        self._layout = contents.layout
+        self._contents, self._layout = contents, contents.layout
         self._bands: dict[str, list[Any]] = {b: [] for b in all_bands(contents.layout)}
         self._splits = dict.fromkeys(SPLITS, 0)
         self._patches = {s: np.zeros(len(contents.classes), np.int64) for s in SPLITS}
@@ -29,7 +30,7 @@ class Sums:
             self._pixels[split] += np.bincount(row["mask"].ravel(), minlength=256)
         if split != "train":
             return
-        valid = row["valid"] if self._layout.valid else None
+        valid = valid_of(self._contents, row)
         for g in self._layout.groups:
             self._add(g.bands, row[g.name], None if valid is None else _coarser(valid, g.size_px))
         if high := self._layout.high:
@@ -54,6 +55,17 @@ class Sums:
         }
 
 
+def valid_of(contents: Contents, record: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | None:
+    """Which pixels of a record are valid: (..., row, col) bool on the finest grid; None where all are, or where it is
+    not known. Without a field that says so, zero is no data in reflectances, and a number like others elsewhere."""
+    if contents.layout.valid:
+        return np.asarray(record["valid"] > 0)
+    if contents.unit != REFLECTANCE:
+        return None
+    measured = np.asarray((record[contents.layout.groups[0].name] > 0).all(-3))
+    return None if measured.all() else measured
+
+
 def all_bands(layout: Layout) -> tuple[str, ...]:
     """Every band that has statistics; those at high resolution as "high/NAME"."""
     return layout.bands + tuple(f"high/{b}" for b in (layout.high.bands if layout.high else ()))
@@ -71,7 +83,9 @@ def _part(x: np.ndarray) -> list[Any]:
     if np.issubdtype(x.dtype, np.integer):
         x = x.astype(np.int64)
         return [x.size, int(x.sum()), int(x @ x), int(x.min()), int(x.max())]
-    x = x.astype(np.float64)
+    x = x[np.isfinite(x)].astype(np.float64)
+    if not x.size:
+        return []
     mean = x.mean()
     return [x.size, float(mean), float(((x - mean) ** 2).sum()), float(x.min()), float(x.max())]
 

@@ -64,6 +64,7 @@ def write_shard(
             rejected.append(patch)
             continue
         record, arrays, numbers = patch
+        _check(contents, record.id, arrays, numbers)
         row, flags = data[len(records)], labels[len(records)]
         for name in data.dtype.names or ():
             row[name] = arrays[name]
@@ -72,45 +73,69 @@ def write_shard(
         records.append(record)
     n = len(records)
     summary = {"plan": plan, "rejected": [asdict(r) for r in rejected], **sums.summary()}
-    image, offset = _image(contents, data[:n], labels[:n], records, summary)
+    image, offset = _image(contents, data[:n], _tables(labels[:n], records, data[:n]), summary)
     with whole(path) as draft:
         draft.write_bytes(image)
-    return Shard(number, ShardInfo(path.name, n, offset, hashlib.sha256(image).hexdigest()), summary)
+    return Shard(number, ShardInfo(path.name, n, offset, hashlib.sha256(image).hexdigest(), plan), summary)
+
+
+def _check(c: Contents, patch: str, arrays: dict[str, np.ndarray], numbers: tuple[int, ...]) -> None:
+    """StoreError where a source gives what the layout does not hold: numpy would cast and repeat it in silence."""
+    for name, expected in c.layout.fields().items():
+        found = str(arrays[name].dtype), arrays[name].shape
+        if found != expected:
+            raise StoreError(f"patch {patch}: its {name} is {found}, the store's layout has {expected}")
+    if any(not 0 <= k < len(c.classes) for k in numbers):
+        raise StoreError(f"patch {patch}: classes {numbers}, the store has {len(c.classes)}")
+
+
+def _tables(labels: np.ndarray, records: list[PatchRecord], data: np.ndarray) -> dict[str, np.ndarray]:
+    """All datasets of a shard but its records."""
+    found = {"labels": labels, "table": table_of(records)}
+    if any(r.dates for r in records):
+        width = max(len(r.dates) for r in records)
+        rows = [[d.encode() for d in r.dates] + [b""] * (width - len(r.dates)) for r in records]
+        found["dates"] = np.array(rows, "S19")
+    return found | {"checksums": np.array([zlib.crc32(row.tobytes()) for row in data], np.uint32)}
+
+
+def _digest(tables: dict[str, np.ndarray], summary: dict[str, Any]) -> str:
+    h = hashlib.sha256(json.dumps({k: v for k, v in summary.items() if k != "sha256"}, sort_keys=True).encode())
+    for name in sorted(tables):
+        h.update(f"{name} {tables[name].dtype} {tables[name].shape}".encode() + tables[name].tobytes())
+    return h.hexdigest()
+
+
+_ABOUT = {
+    "labels": ("1 where the patch carries the class, see the attribute 'classes' of the file", "patch class"),
+    "table": (
+        "one row a patch; transform: x = a col + b row + c, y = d col + e row + f of the finest pixels, in the units "
+        "of the CRS; date: ISO 8601; valid_fraction: share of measured, cloud-free pixels",
+        "patch",
+    ),
+    "dates": ("ISO 8601; of a pair: low, high resolution; empty: a gap", "patch date"),
+    "checksums": ("CRC-32 of each patch's record", "patch"),
+}
 
 
 def _image(
-    c: Contents, data: np.ndarray, labels: np.ndarray, records: list[PatchRecord], summary: dict[str, Any]
+    c: Contents, data: np.ndarray, tables: dict[str, np.ndarray], summary: dict[str, Any]
 ) -> tuple[memoryview, int]:
     """The bytes of a shard's file, and the one where its records begin.
 
     Made in memory: HDF5 that meets a full disk while it writes may take the process with it.
     """
-    table, checksums = table_of(records), np.array([zlib.crc32(row.tobytes()) for row in data], np.uint32)
     aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
     memory = io.BytesIO()
     with h5py.File(memory, "w", libver=("v110", "v110"), **aligned) as f:
         f.attrs.update(_about(c))
         patches = f.create_dataset("patches", data=data)
         patches.attrs.update(_about_patches(c))
-        f.create_dataset("labels", data=labels).attrs.update(
-            description="1 where the patch carries the class, see the attribute 'classes' of the file",
-            dimensions="patch class",
-        )
-        f.create_dataset("table", data=table).attrs.update(
-            description="one row a patch; transform: x = a col + b row + c, y = d col + e row + f of the finest "
-            "pixels, in the units of the CRS; date: ISO 8601; valid_fraction: share of measured, cloud-free pixels",
-            dimensions="patch",
-        )
-        if any(r.dates for r in records):
-            width = max(len(r.dates) for r in records)
-            rows = [[d.encode() for d in r.dates] + [b""] * (width - len(r.dates)) for r in records]
-            f.create_dataset("dates", data=np.array(rows, "S19")).attrs.update(
-                description="ISO 8601; of a pair: low, high resolution; empty: a gap", dimensions="patch date"
-            )
-        f.create_dataset("checksums", data=checksums).attrs.update(
-            description="CRC-32 of each patch's record", dimensions="patch"
-        )
-        f.create_dataset("summary", data=np.bytes_(json.dumps(summary, sort_keys=True)))
+        for name, table in tables.items():
+            description, dimensions = _ABOUT[name]
+            f.create_dataset(name, data=table).attrs.update(description=description, dimensions=dimensions)
+        text = json.dumps(summary | {"sha256": _digest(tables, summary)}, sort_keys=True)
+        f.create_dataset("summary", data=np.bytes_(text))
         offset = patches.id.get_offset() or 0  # None only for a shard without patches
     return memory.getbuffer(), offset
 
@@ -140,8 +165,24 @@ def _about_patches(c: Contents) -> dict[str, Any]:
     return about
 
 
+def plan_of(path: Path) -> str:
+    """The digest of what a shard was made from, "" where the file cannot tell."""
+    try:
+        with h5py.File(path, "r") as f:
+            return str(json.loads(f["summary"][()])["plan"])
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError):
+        return ""
+
+
+def of_another_plan(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: was made from another archive, recipe or version of jeoparda; give another `store`, or delete this "
+        "whole folder"
+    )
+
+
 def finished(store: Path, number: int, plan: str, with_rejects: bool = False) -> Shard | None:
-    """The shard that is there, if it is whole and every record fits its checksum; None where it is to be made.
+    """The shard that is there, if every byte of what it holds fits its own checksums; None where it is to be made.
 
     One with faulty patches counts only `with_rejects`: else it is to be made again, as the archive may have been
     mended since. StoreError for a shard of another plan, which is never overwritten.
@@ -152,23 +193,20 @@ def finished(store: Path, number: int, plan: str, with_rejects: bool = False) ->
     try:
         with h5py.File(path, "r") as f:
             summary = json.loads(f["summary"][()])
-            if summary["plan"] != plan:
-                raise StoreError(
-                    f"{path}: was made from another archive, recipe or version of jeoparda; "
-                    "give another `store`, or delete this one"
-                )
-            patches, checksums = f["patches"], f["checksums"][:]
-            sound = all(zlib.crc32(row.tobytes()) == c for row, c in zip(_rows(patches), checksums, strict=True))
-            info = ShardInfo(path.name, len(patches), patches.id.get_offset() or 0, sha256(path))
-    except StoreError:
-        raise
+            proof = summary.pop("sha256")
+            tables = {name: f[name][:] for name in _ABOUT if name in f}
+            sound = _digest(tables, summary) == proof and all(
+                zlib.crc32(row.tobytes()) == c for row, c in zip(_rows(f["patches"]), tables["checksums"], strict=True)
+            )
+            offset, patches = f["patches"].id.get_offset() or 0, len(f["patches"])
+        info = ShardInfo(path.name, patches, offset, sha256(path), plan)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # no HDF5, or not ours: made again
         return None
-    return (
-        Shard(number, info, summary)
-        if sound and (with_rejects or not any(x["fault"] for x in summary["rejected"]))
-        else None
-    )
+    if not sound:
+        return None
+    if summary["plan"] != plan:
+        raise of_another_plan(path)
+    return Shard(number, info, summary) if with_rejects or not any(x["fault"] for x in summary["rejected"]) else None
 
 
 def _rows(patches: h5py.Dataset) -> Iterator[np.ndarray]:
@@ -189,6 +227,7 @@ def finalise(
     """Add the shards up and write rejects.csv and, last, store.json. `rejected`: what came into no shard's plan."""
     shards = sorted(shards, key=lambda s: s.number)
     sums = [s.summary for s in shards]
+    rejected = tuple(rejected)
     everything = (*rejected, *(Reject(**r) for s in sums for r in s["rejected"]))
 
     def added(name: str) -> dict[str, list[int]]:
@@ -205,6 +244,7 @@ def finalise(
         class_patches=added("class_patches"),
         class_pixels=added("class_pixels"),
         rejected=everything,
+        rejected_by_plan=len(rejected),
         left_out=left_out,
         recipe=recipe,
         jeoparda=version,
@@ -213,12 +253,12 @@ def finalise(
         clear_drafts(folder)
     _write_rejects(store / "rejects.csv", everything)
     with whole(store / "store.json") as draft:
-        draft.write_text(info.dumps())
+        draft.write_text(info.dumps(), encoding="utf-8")
     return info
 
 
 def _write_rejects(path: Path, rejected: tuple[Reject, ...]) -> None:
-    with whole(path) as draft, open(draft, "w", newline="") as f:
+    with whole(path) as draft, open(draft, "w", newline="", encoding="utf-8") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(["id", "file", "reason", "expected", "kind"])
         table.writerows([r.id, r.file, r.reason, r.expected, "fault" if r.fault else "not wanted"] for r in rejected)

@@ -89,3 +89,16 @@ def test_finalise_and_load_want_the_plan_s_recipe(cli, recipe, tmp_path):
     done = cli("store", "finalise", r, "patches_per_shard=4")
     assert done.returncode == 1 and "another recipe (patches_per_shard differ)" in done.stderr
     shutil.rmtree(tmp_path / "s")
+
+
+@pytest.mark.needs("mpirun", "mpi4py")
+def test_ranks_repair_what_tells_of_all_the_rest(ranks, recipe, truth, tmp_path):
+    """Only rank 0 may look at a store that is being mended: the others would see it half done, and part ways."""
+    assert ranks(2, "mpirun", "ingest", recipe("s")).returncode == 0
+    for name in ("store.json", "plan.jsonl"):
+        (tmp_path / "s" / name).unlink()
+        done = ranks(3, "mpirun", "store", "repair", tmp_path / "s", timeout=90)
+        assert done.returncode == 0, done.stderr
+        assert content(tmp_path / "s") == truth and done.stdout.count("nothing to mend") == 1
+    done = ranks(3, "mpirun", "store", "verify", tmp_path / "s")
+    assert done.returncode == 0 and done.stdout.count("every byte as written") == 1

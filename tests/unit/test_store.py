@@ -42,7 +42,7 @@ BAD = Reject("x", "x/x.tif", "bad", "a good one")
 
 def patch(number: int) -> tuple[PatchRecord, dict[str, np.ndarray], list[int]]:
     rng = np.random.default_rng(number)
-    arrays = {g.name: rng.integers(0, 65536, (len(g.bands), g.size_px, g.size_px)).astype(np.uint16) for g in GROUPS}
+    arrays = {g.name: rng.integers(1, 65536, (len(g.bands), g.size_px, g.size_px)).astype(np.uint16) for g in GROUPS}
     place = (10.0, 0.0, 1000.0 * number, 0.0, -10.0, 5e6)
     name = "ü" * number  # text of several widths
     record = PatchRecord(f"p{number}", name, "EPSG:32633", place, "2017-06-13", "", SPLITS[number], number / 8)
@@ -74,7 +74,7 @@ def faults(folder: Path) -> list[str]:
         info = StoreInfo.read(folder)
     except StoreError as e:
         return [str(e)]
-    return [str(d) for n in range(len(info.shards)) if (d := damaged(folder, info, n))]
+    return [str(d) for n, shard in enumerate(info.shards) if (d := damaged(folder, info.layout, shard, n))]
 
 
 def test_written_reads_back(folder):
@@ -344,7 +344,7 @@ def test_every_layout_reads_back_with_its_statistics(tmp_path, name):
     if layout.mask_px:
         truth = np.concatenate([made(layout, i)["mask"].ravel() for i in (0, 1, 3)])
         assert info.class_pixels["train"] == [int((truth == c).sum()) for c in range(3)]
-    again = [shard_sums(tmp_path, info, n).summary()["bands"] for n in (0, 1)]
+    again = [shard_sums(tmp_path, info, shard).summary()["bands"] for shard in info.shards]
     assert {b: statistics_of([part[b] for part in again]) for b in info.statistics} == info.statistics
 
 
@@ -367,3 +367,41 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_what_is_not_the_layout_s_is_refused(tmp_path):
+    record, arrays, classes = patch(1)
+    wrong = {
+        "its 10m is": arrays | {"10m": arrays["10m"][:1]},
+        "float64": arrays | {"10m": arrays["10m"].astype(float)},
+    }
+    for told, given in wrong.items():
+        with pytest.raises(StoreError, match=f"patch p1: .*{told}"):
+            write_shard(tmp_path, 0, "p", CONTENTS, [(record, given, tuple(classes))], 1)
+    for numbers in ((3,), (-1,)):
+        with pytest.raises(StoreError, match="patch p1: classes"):
+            write_shard(tmp_path, 0, "p", CONTENTS, [(record, arrays, numbers)], 1)
+
+
+def test_no_data_and_nan_are_no_pixels_of_the_statistics(tmp_path):
+    record, arrays, classes = patch(1)
+    arrays["10m"][1, :, :12] = 0  # no data in one band: the ground is not measured
+    write = [write_shard(tmp_path / "a", 0, "p", CONTENTS, [(record, arrays, tuple(classes))], 1)]
+    info = finalise(tmp_path / "a", write, CONTENTS, [], {}, {}, "0")
+    assert info.statistics["B02"].pixels == 24 * 12 and info.statistics["B02"].mean == arrays["10m"][0, :, 12:].mean()
+    layout = LAYOUTS["float"]
+    contents = Contents("generic", "digital number", (), layout, "three", CLASSES, COLORS)
+    values = np.arange(64, dtype=np.float32).reshape(1, 8, 8)
+    values[0, 0, :4] = np.nan
+    write = [write_shard(tmp_path / "b", 0, "p", contents, [(record, {"x1": values}, ())], 1)]
+    found = finalise(tmp_path / "b", write, contents, [], {}, {}, "0").statistics["n"]
+    assert (found.pixels, found.mean, found.min) == (60, np.arange(4, 64).mean(), 4)
+
+
+def test_a_band_of_a_series_has_all_dates(tmp_path):
+    layout = LAYOUTS["series"]
+    contents = Contents("generic", "digital number", (), layout, "three", CLASSES, COLORS, "series")
+    place = (10.0, 0.0, 0.0, 0.0, -10.0, 0.0)
+    row = PatchRecord("p", "s", "", place, "", "", "train", 1.0, ("a", "b", "c")), made(layout, 0), ()
+    finalise(tmp_path, [write_shard(tmp_path, 0, "p", contents, [row], 1)], contents, [], {}, {}, "0")
+    np.testing.assert_array_equal(Store(tmp_path).band(0, "b"), made(layout, 0)["10m"][:, 1])

@@ -5,10 +5,11 @@ import random
 import shutil
 from pathlib import Path
 
+import h5py
 import pytest
 
 from jeoparda.errors import StoreError
-from jeoparda.ingest import IngestRecipe, SplitRecipe, run
+from jeoparda.ingest import IngestRecipe, SplitRecipe, finalise, init, load, run
 from jeoparda.ingest.upkeep import repair, statistics, verify
 from jeoparda.store import Store, StoreInfo
 from tests.archive import make_archive
@@ -115,6 +116,41 @@ def test_an_archive_that_changed_mends_nothing_and_harms_nothing(store, archive,
     assert content(store) == before
     repair(store, archive, 1, lambda _: None)
     assert verify(store, 1) == []
+
+
+def test_damage_between_load_and_finalise_is_not_taken_for_the_truth(archive, whole, tmp_path):
+    """A checksum of a damaged file would bless the damage, for ever."""
+    split = SplitRecipe(block_m=1200, val=0.25, test=0.25)
+    r = IngestRecipe(archive=archive, store=tmp_path / "s", patches_per_shard=4, workers=1, split=split)
+    init(r, lambda _: None)
+    load(r, 1, 1, lambda _: None)
+    path = tmp_path / "s" / "shards" / "00000.h5"
+    held = path.read_bytes()
+    with h5py.File(path) as f:
+        places = {name: f[name].id.get_offset() for name in ("labels", "table", "checksums", "patches")}
+    for name, at in places.items():
+        flip(path, at + 3, 2)
+        with pytest.raises(StoreError, match="1 of 3 shards are missing or damaged: 0"):
+            finalise(r, lambda _: None)
+        path.write_bytes(held)
+        assert name
+    finalise(r, lambda _: None)
+    assert content(tmp_path / "s") == content(whole)
+
+
+def test_a_lost_plan_is_made_again_from_the_right_archive_only(store, whole, archive, tmp_path):
+    (store / "plan.jsonl").unlink()
+    fewer = Path(shutil.copytree(archive, tmp_path / "fewer"))
+    shutil.rmtree(sorted(fewer.iterdir())[0])
+    with pytest.raises(StoreError, match="no longer gives the plan"):
+        repair(store, fewer, 1, lambda _: None)
+    assert not (store / "plan.jsonl").exists()
+    repair(store, None, 1, lambda _: None)
+    assert content(store) == content(whole)
+    other = shutil.copytree(whole, tmp_path / "other")
+    other_plan = (other / "plan.jsonl").read_bytes().replace(b"EPSG:32633", b"EPSG:32632")
+    (other / "plan.jsonl").write_bytes(other_plan)
+    assert [d.number for d in verify(other, 1) or []] == [-1]
 
 
 def test_statistics_again_from_the_pixels(store):

@@ -1,6 +1,7 @@
 """Workers: every task once, whoever does it; tasks drawn as needed; errors and dead processes told."""
 
 import os
+import pickle
 import signal
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_first_error_of_a_task_is_raised(count):
 
 
 def test_a_killed_worker_is_told():
-    with pytest.raises(JeopardaError, match=r"a worker process was killed.*it goes on where it stopped"):
+    with pytest.raises(JeopardaError, match=r"a worker process died.*it goes on where it stopped"):
         run(die, 2)
 
 
@@ -108,3 +109,13 @@ def test_ranks_that_do_not_find_each_other_are_told(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "5")
     with pytest.raises(CommError, match="srun launched 5 ranks, but MPI sees 1"), workers():
         pass
+
+
+def test_every_error_comes_back_from_another_process():
+    from jeoparda import errors
+
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.JeopardaError)]
+    for kind in kinds:
+        made = kind("f", "torn", "a whole one") if kind is errors.PatchError else kind("torn")
+        back = pickle.loads(pickle.dumps(made))
+        assert type(back) is kind and str(back) == str(made) and vars(back) == vars(made)
