@@ -19,6 +19,7 @@ from jeoparda.config import opt, recipe
 from jeoparda.errors import PatchError, RecipeError, SceneError
 from jeoparda.nomenclature import IGNORE
 from jeoparda.raster import Window_px
+from jeoparda.scene.names import rasters
 
 Masks = Callable[[Window_px], np.ndarray]  # -> (row, col) uint8
 Color = tuple[int, int, int]
@@ -30,7 +31,9 @@ class LabelRecipe:
     """Where labels come from, and which class each of their values is."""
 
     path: str = opt(
-        "", "a file, or a pattern with {scene}, {date}, {name} and * in it, from the archive; '': no labels"
+        "",
+        "a file, or a pattern with {scene}, {path} (the scene with its folders), {date}, {name} and * in it, from the "
+        "archive; '': no labels",
     )
     name: str = opt("", "regular expression on a scene's name; its first group is {name} in path")
     kind: Literal["auto", "raster", "vector"] = opt("auto", "auto: by the file's ending")
@@ -43,7 +46,7 @@ class LabelRecipe:
         "ground", "ground: by CRS and place; pixel: pixel on pixel of the scene, whatever the file says of its place"
     )
     remap: dict[str, str] = opt(
-        {}, "source value (of an RGB image '#rrggbb'): class name, or ignore; it goes before nodata"
+        {}, "source value (of an RGB image '#rrggbb'): class name, or ignore; it goes before nodata, as classes do"
     )
     unlisted: Literal["error", "ignore", "keep"] = opt(
         "error", "a value that is not in remap: reject the scene, no label, or itself a class name or number"
@@ -60,6 +63,17 @@ class Legend:
     file: str
     section: LabelRecipe
     classes: tuple[str, ...]
+
+    def keeps(self, value: str) -> bool:
+        """Whether a source value that is nodata is a class all the same, as the recipe names it. PatchError where the
+        file alone says nodata, of what would be a class by its number."""
+        if value in self.section.remap or value in self.section.classes:
+            return True
+        hidden = self.section.unlisted == "keep" and value.isdecimal() and int(value) < len(self.section.classes)
+        if hidden and self.section.nodata is None:
+            what = f"class {int(value)}, {self.section.classes[int(value)]}, and the file's nodata"
+            raise PatchError(self.file, f"its value {value} is both {what}", "labels.nodata: that value, or another")
+        return False
 
     def number(self, value: str) -> int:
         """The class number of a source value as text; 255 where it is to be no label. PatchError for an unknown one."""
@@ -174,68 +188,113 @@ def by_block(masks: Masks, height: int, width: int, block_px: int) -> Masks:
 
 
 def open_labels(
-    section: LabelRecipe, archive: Path, scene: str = "", date: str = "", classes: tuple[str, ...] | None = None
+    section: LabelRecipe,
+    archive: Path,
+    scene: str = "",
+    date: str = "",
+    classes: tuple[str, ...] | None = None,
+    path: str = "",
 ) -> Labels:
     """The labels of a scene. `date`: ISO 8601. `classes`: as an earlier file settled them; None: from the recipe, or
-    else from this file's values.
+    else from this file's values. `path`: {path}, the scene's name after the folders that it lies in.
 
     PatchError where the scene's label file is missing or cannot be read; RecipeError for a recipe that cannot work.
     """
-    file = label_file(section, archive, scene, date)
-    path = archive / file
-    if not path.exists():
+    file = label_file(section, archive, scene, date, path)
+    place = archive / file
+    if not place.exists():
         raise PatchError(file, "is missing", f"the labels{' of scene ' + scene if scene else ''}, as labels.path says")
-    kind = section.kind if section.kind != "auto" else "vector" if path.suffix.lower() in _VECTORS else "raster"
+    kind = section.kind if section.kind != "auto" else "vector" if place.suffix.lower() in _VECTORS else "raster"
     if kind == "raster" and section.background:
         raise RecipeError(
             f"labels.background = {section.background!r} is for shapes, {file} is a raster; "
             "give its values in labels.remap"
         )
-    with _as_patch_error(file, path):
-        layer = vector.layer_of(path, section.layer) if kind == "vector" else ""
+    with _as_patch_error(file, place):
+        layer = vector.layer_of(place, section.layer) if kind == "vector" else ""
         if kind == "raster":
-            raster.describe(path)
+            raster.describe(place)
         if classes is None:
-            classes = section.classes or _classes(section, path, kind, layer)
+            classes = section.classes or _classes(section, place, kind, layer)
     if not 0 < len(classes) <= IGNORE:
         raise PatchError(file, f"gives {len(classes)} classes", f"1 to {IGNORE}; name them in labels.classes")
     _check(section, classes)
-    return Labels(path, file, kind, layer, section, classes, colors_of(classes, section.colors))
+    return Labels(place, file, kind, layer, section, classes, colors_of(classes, section.colors))
 
 
-def label_file(section: LabelRecipe, archive: Path, scene: str, date: str) -> str:
+def label_file(section: LabelRecipe, archive: Path, scene: str, date: str, path: str = "") -> str:
     """The label file of a scene, relative to the archive where it lies in it."""
-    name = scene
-    if section.name:
-        found = re.search(section.name, scene)
-        if not (found and found.groups()):
-            raise PatchError(scene, f"its name does not match labels.name = {section.name!r}", "a match with one group")
-        name = found.group(1)
-    try:
-        wanted = section.path.format(scene=scene, name=name, date=date[:10])
-    except (KeyError, IndexError, ValueError) as e:
-        raise RecipeError(f"labels.path = {section.path!r}: unknown placeholder; there are scene, name, date") from e
+    wanted = filled(section, scene, path, date)
     if "*" not in wanted:
         return wanted
-    where = Path(wanted)
-    root = Path(where.anchor) if where.is_absolute() else archive
-    hits = sorted(str(p.relative_to(archive) if p.is_relative_to(archive) else p)
-                  for p in root.glob(str(where.relative_to(where.anchor))))  # fmt: skip
+    hits = _listed(archive, wanted)
     if len(hits) != 1:
         raise PatchError(wanted, f"{len(hits)} files match" + "".join(f", {h}" for h in hits[:3]), "one label file")
     return hits[0]
 
 
+def filled(section: LabelRecipe, scene: str, path: str, date: str) -> str:
+    """labels.path for a scene. PatchError where its name does not match labels.name."""
+    name = scene
+    if section.name:
+        try:
+            found = re.search(section.name, scene)
+        except re.error as e:
+            raise RecipeError(f"labels.name = {section.name!r}: is no regular expression: {e}") from e
+        if not (found and found.groups() and found[1]):
+            raise PatchError(scene, f"its name does not match labels.name = {section.name!r}", "a match with one group")
+        name = found[1]
+    try:
+        return section.path.format(scene=scene, path=path or scene, name=name, date=date[:10])
+    except (KeyError, IndexError, ValueError) as e:
+        there = "scene, name, date, path"
+        raise RecipeError(f"labels.path = {section.path!r}: unknown placeholder; there are {there}") from e
+
+
+def label_files(section: LabelRecipe, archive: Path) -> list[str]:
+    """Every file that labels.path may mean, sorted; relative to the archive where it lies in it."""
+    wanted = re.sub(r"\{\w+\}", "*", section.path.replace("{path}", "**/*"))
+    return _listed(archive, wanted) if "*" in wanted else [wanted]
+
+
+def label_pattern(path: str) -> re.Pattern[str]:
+    """What a labels.path may stand for: * and placeholders for a name, {path} for one in folders."""
+    known = {"**/": "(?:.*/)?", "{path}": ".+"}
+    parts = re.split(r"(\*\*/|\*|\{\w+\})", path)
+    return re.compile("".join(known.get(p, "[^/]*") if i % 2 else re.escape(p) for i, p in enumerate(parts)))
+
+
+def without_labels(section: LabelRecipe, archive: Path, scenes: list[Path]) -> list[Path]:
+    """Those of `scenes` that are not labels, nor folders with nothing but labels. A labels.path that every one of them
+    matches ({name}.tif beside the scenes) tells nothing of them: then all."""
+    if not section.path:
+        return scenes
+    matches = label_pattern(str(archive / section.path)).fullmatch
+
+    def labels(scene: Path) -> bool:
+        held = rasters(scene) if scene.is_dir() else []
+        return bool(matches(str(scene)) or (held and all(matches(str(scene / name)) for name in held)))
+
+    return [s for s in scenes if not labels(s)] or scenes
+
+
+def _listed(archive: Path, wanted: str) -> list[str]:
+    where = Path(wanted)
+    root = Path(where.anchor) if where.is_absolute() else archive
+    found = sorted(root.glob(str(where.relative_to(where.anchor))))
+    return [str(p.relative_to(archive) if p.is_relative_to(archive) else p) for p in found]
+
+
 def classed(values: np.ndarray, there: np.ndarray, nodata: float | None, legend: Legend) -> np.ndarray:
     """`values` (row, col) of a label raster as class numbers; 255 where not `there`, NaN, or nodata.
 
-    A value that the remap table names is what the table says, also where it is nodata.
+    A value that the recipe names, in remap or classes, is what it says there, also where it is nodata.
     """
     out = np.full(values.shape, IGNORE, np.uint8)
     colors = by_color(legend.section)
     for value in np.unique(values[there]):
         text = f"#{value:06x}" if colors else vector.text_of(value)
-        if text and (value != nodata or text in legend.section.remap):
+        if text and (value != nodata or legend.keeps(text)):
             out[there & (values == value)] = legend.number(text)
     return out
 

@@ -34,10 +34,6 @@ class Sensor:
     def finest_m(self) -> float:
         return self.groups[0][0]
 
-    def pixel_m(self, band: str) -> float:
-        """Native pixel size of a band in metres."""
-        return next(m for m, names in self.groups if band in names)
-
 
 SENTINEL_2_L2A = Sensor(
     name="sentinel-2-l2a",  # the 12 bands of a surface-reflectance product; B10 (cirrus) is not in it
@@ -58,12 +54,17 @@ SENTINEL_2_L1C = Sensor(
 
 _TM = (30, ("B1", "B2", "B3", "B4", "B5", "B7"))
 _OLI = (30, ("B1", "B2", "B3", "B4", "B5", "B6", "B7"))
-LANDSAT = (
-    Sensor("landsat-4", (_TM,), 1e-4, ("B3", "B2", "B1"), thermal=("B6",)),
-    Sensor("landsat-5", (_TM,), 1e-4, ("B3", "B2", "B1"), thermal=("B6",)),
-    Sensor("landsat-7", (_TM,), 1e-4, ("B3", "B2", "B1"), "B8", ("B6", "B6_VCID_1", "B6_VCID_2")),
-    Sensor("landsat-8", (_OLI,), 1e-4, ("B4", "B3", "B2"), "B8", ("B10", "B11")),
-    Sensor("landsat-9", (_OLI,), 1e-4, ("B4", "B3", "B2"), "B8", ("B10", "B11")),
+# l1: reflectance at the top of the atmosphere, l2: of the surface; not to be mixed, so they are two sensors
+LANDSAT = tuple(
+    s
+    for level in ("l1", "l2")
+    for s in (
+        Sensor(f"landsat-4-{level}", (_TM,), 1e-4, ("B3", "B2", "B1"), thermal=("B6",)),
+        Sensor(f"landsat-5-{level}", (_TM,), 1e-4, ("B3", "B2", "B1"), thermal=("B6",)),
+        Sensor(f"landsat-7-{level}", (_TM,), 1e-4, ("B3", "B2", "B1"), "B8", ("B6", "B6_VCID_1", "B6_VCID_2")),
+        Sensor(f"landsat-8-{level}", (_OLI,), 1e-4, ("B4", "B3", "B2"), "B8", ("B10", "B11")),
+        Sensor(f"landsat-9-{level}", (_OLI,), 1e-4, ("B4", "B3", "B2"), "B8", ("B10", "B11")),
+    )
 )
 
 _WIDE = ("B13", "B14", "B15", "B16")

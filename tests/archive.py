@@ -9,6 +9,7 @@ from rasterio.crs import CRS
 from jeoparda.nomenclature import CLC
 from jeoparda.raster import write_band
 from jeoparda.sensors import SENTINEL_2_L2A
+from tests.scenes import pixel_m
 
 NAMES = tuple(c.name for c in CLC[:4])
 
@@ -29,7 +30,7 @@ def make_patch(folder: Path, ulx: float, uly: float, labels: list[int], rng: np.
     """One patch folder: 12 bands and the labels' JSON."""
     folder.mkdir(parents=True)
     for k, band in enumerate(SENTINEL_2_L2A.bands):
-        pixel = SENTINEL_2_L2A.pixel_m(band)
+        pixel = pixel_m(SENTINEL_2_L2A, band)
         side = 1200 // pixel
         level = 500 + 600 * sum(1 for c in labels if k % len(NAMES) == c)
         values = rng.normal(level, 60, (side, side)).clip(1, 10_000).astype(np.uint16)

@@ -6,11 +6,16 @@ from pathlib import Path
 import numpy as np
 
 from jeoparda.raster import write_band
-from jeoparda.sensors import SENTINEL_2_L1C, SENTINEL_2_L2A
+from jeoparda.sensors import SENTINEL_2_L1C, SENTINEL_2_L2A, Sensor
 
 WEST, NORTH = 399_960.0, 5_400_000.0
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 CLASSES = np.array([[4, 5, 8], [11, 3, 4]], np.uint8)  # of SCL, in blocks over the ground; none mirrors another
+
+
+def pixel_m(sensor: Sensor, band: str) -> float:
+    """Native pixel size of a band in metres."""
+    return next(m for m, names in sensor.groups if band in names)
 
 
 def numbers(height: int, width: int, seed: int = 0, low: int = 1, high: int = 9000) -> np.ndarray:
@@ -63,7 +68,7 @@ def safe(
     for i, band in enumerate(BAND_IDS):
         if band not in sensor.bands:
             continue
-        pixel = int(sensor.pixel_m(band))
+        pixel = int(pixel_m(sensor, band))
         n = side_m // pixel
         pixels[band] = numbers(n, n * 3 // 2, i)
         pixels[band][0, :2] = 0, 1

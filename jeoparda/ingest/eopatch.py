@@ -19,9 +19,7 @@ import numpy as np
 
 from jeoparda.config import opt, recipe
 from jeoparda.errors import PatchError, RecipeError
-from jeoparda.raster import crs_name
-
-Window = tuple[int, int, int, int]
+from jeoparda.raster import Window_px, crs_name
 
 
 @recipe
@@ -92,14 +90,14 @@ class EOPatchDate:
     def __exit__(self, *_: object) -> None:
         self._data, self._masks = {}, {}
 
-    def read(self, band: str, window: Window) -> np.ndarray:
+    def read(self, band: str, window: Window_px) -> np.ndarray:
         """(row, col) of the array's type; 0 where a float is not finite."""
         file, index = self._patch.bands[band]
         found = np.array(_cut(self._data[file][self._date], window, index))
         found[~np.isfinite(found)] = 0
         return found
 
-    def valid(self, window: Window) -> np.ndarray:
+    def valid(self, window: Window_px) -> np.ndarray:
         """(row, col) bool: every band is finite, and every mask says so."""
         good = np.ones(window[2:], bool)
         for file, index in self._patch.bands.values():
@@ -122,7 +120,7 @@ def _valid_files(options: EOPatchRecipe) -> list[str]:
     return [f"mask/{name.removeprefix('!')}.npy" for name in options.valid]
 
 
-def _cut(image: np.ndarray, window: Window, band: int) -> np.ndarray:
+def _cut(image: np.ndarray, window: Window_px, band: int) -> np.ndarray:
     """image: (row, col, band); returns (row, col) of one band."""
     row, col, height, width = window
     return image[row : row + height, col : col + width, band]

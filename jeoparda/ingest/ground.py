@@ -8,11 +8,10 @@ import numpy as np
 
 from jeoparda.ingest.source import Transform
 from jeoparda.labels import shifted
-from jeoparda.raster import RasterInfo
+from jeoparda.raster import RasterInfo, Window_px
 from jeoparda.raster.warp import Method, moved, warp
 from jeoparda.scene import Scene, SceneReader
 
-Window = tuple[int, int, int, int]  # (row, col, height, width) in px
 _EDGE_POINTS = 8  # along a side of a window, where it is followed into another CRS
 
 
@@ -56,7 +55,7 @@ def offset(a: Scene, b: Scene) -> tuple[int, int] | None:
     return (round(row), round(col)) if near and fits else None
 
 
-def inside(high: RasterInfo, low: Scene, side: int, stride: int) -> list[Window]:
+def inside(high: RasterInfo, low: Scene, side: int, stride: int) -> list[Window_px]:
     """Windows of `side` px of `low`'s finest grid, in it or beyond, that lie in the high image as a whole. The first
     begins at the first whole coarse pixel inside the high image's box."""
     at = px_of(moved(outline(high.transform, (0, 0, high.height_px, high.width_px)), high.crs, low.finest.crs),
@@ -69,14 +68,14 @@ def inside(high: RasterInfo, low: Scene, side: int, stride: int) -> list[Window]
     return [w for w in every if within(w, low.finest, high)]
 
 
-def within(window: Window, low: RasterInfo, high: RasterInfo) -> bool:
+def within(window: Window_px, low: RasterInfo, high: RasterInfo) -> bool:
     """Whether a window of the low grid lies in the high image, to a hundredth of a low pixel."""
     at = px_of(moved(outline(low.transform, window), low.crs, high.crs), high.transform)
     slack = 0.01 * np.ptp(at, axis=0).max() / window[3]
     return bool((at >= -slack).all() and (at <= np.array([high.width_px, high.height_px]) + slack).all())
 
 
-def cover(scene: Scene, low: RasterInfo, window: Window, margin: int) -> Window:
+def cover(scene: Scene, low: RasterInfo, window: Window_px, margin: int) -> Window_px:
     """The window of a high scene, on whole pixels of all its bands, over a window of the low grid; `margin`: coarse
     or low pixels more on each side, whichever are larger."""
     at = px_of(moved(outline(low.transform, window), low.crs, scene.finest.crs), scene.finest.transform)
@@ -97,7 +96,7 @@ def scale_of(high: RasterInfo, low: RasterInfo, side: int, factor: int) -> float
     return 2 / float(np.hypot(*(at[1] - at[0])) + np.hypot(*(at[2] - at[0])))
 
 
-def outline(transform: Sequence[float], window: Window) -> np.ndarray:
+def outline(transform: Sequence[float], window: Window_px) -> np.ndarray:
     """(point, 2) of x, y around a window of a grid."""
     row, col, height, width = window
     t = np.linspace(0, 1, _EDGE_POINTS + 1)
@@ -125,7 +124,7 @@ def finer(transform: Sequence[float], k: int) -> Transform:
 # ---- pixels
 
 
-def around(reader: SceneReader, window: Window, bands: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def around(reader: SceneReader, window: Window_px, bands: bool = True) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Every band at its own pixel size, and the valid pixels of the finest grid, under a window that may reach beyond
     the scene; there, zeros that are not valid. The window lies on whole pixels of every band."""
     row, col, height, width = window

@@ -23,19 +23,30 @@ from jeoparda.degrade import Psf, box, degrade, gaussian, sigma_of_fwhm, sigma_o
 from jeoparda.errors import ArchiveError, PatchError, RecipeError, SceneError
 from jeoparda.grid import PatchGrid
 from jeoparda.ingest import dates as when
+from jeoparda.ingest.cutting import (
+    NO_DATE,
+    assumed,
+    by_blocks,
+    check_groups,
+    check_kind,
+    first_scene,
+    labelled,
+    noted,
+    present,
+    rejected,
+    scarce,
+    scene_path,
+    scenes_of,
+)
 from jeoparda.ingest.ground import align_px, around, coarser, cover, finer, inside, lattices, meets, offset, onto
-from jeoparda.ingest.places import alike, similar, surveyed
-from jeoparda.ingest.scenes import rejected
-from jeoparda.ingest.source import LeftOut, Patch, Planned, Transform
-from jeoparda.labels import LabelRecipe, Labels, Masks, open_labels, shifted
+from jeoparda.ingest.source import Found, LeftOut, Note, Patch, Planned, Transform
+from jeoparda.labels import LabelRecipe, Labels, Masks, label_files, open_labels, shifted
 from jeoparda.nomenclature import IGNORE
-from jeoparda.raster import RasterInfo, crs_unit
-from jeoparda.scene import Scene, SceneReader, SceneRecipe, find_scenes, open_scene
+from jeoparda.raster import RasterInfo, Window_px, crs_unit
+from jeoparda.scene import Scene, SceneReader, SceneRecipe, open_scene
 from jeoparda.store import Contents, Group, Layout, Reject
 
-Window = tuple[int, int, int, int]  # (row, col, height, width) in px
-AT_ONCE = 1  # a place, or a high-resolution image, is a task of the plan
-_BLOCK_PX = 1024  # patches of one block of a file follow one another
+AT_ONCE = 1  # a high-resolution image is a task of the plan
 
 
 @recipe
@@ -94,6 +105,7 @@ class Ground:
     date: str
     grid: RasterInfo
     lows: tuple[str, ...] = ()  # paths of the low scenes near in time and place, nearest day first
+    notes: tuple[str, ...] = ()  # what had to be assumed of it
 
 
 def psf_of(section: PairsRecipe) -> Psf:
@@ -110,12 +122,15 @@ def describe(archive: Path, section: PairsRecipe) -> Contents:
     """ArchiveError where no scene can be opened; RecipeError for a recipe that cannot work."""
     if section.masks_only and (section.how != "real" or not section.labels.path):
         raise RecipeError("masks_only needs how: real and labels.path")
-    sample = None if section.masks_only else _first(archive / section.high_in, section.high)
+    same = (section.high_in, section.high) == (section.low_in, section.low)
+    if section.how == "real" and same and not section.masks_only:
+        raise RecipeError(f"high_in = low_in = {section.high_in!r}, high = low: each scene would pair with itself")
+    sample = None if section.masks_only else first_scene(_highs(archive, section), section.high)
     if section.how == "degrade":
         assert sample
         about = _about_degraded(sample, section)
     else:
-        about = _about_real(_first(archive / section.low_in, section.low), sample, section)
+        about = _about_real(first_scene(_lows(archive, section), section.low, dated="low"), sample, section)
     if not section.labels.path:
         return about
     labels = _first_labels(archive, section)
@@ -123,21 +138,12 @@ def describe(archive: Path, section: PairsRecipe) -> Contents:
     return replace(about, layout=layout, classes=labels.classes, colors=labels.colors)
 
 
-def _found(folder: Path, options: SceneRecipe) -> list[Path]:
-    try:
-        return find_scenes(folder, options)
-    except SceneError as e:
-        raise ArchiveError(str(e)) from e
+def _highs(archive: Path, section: PairsRecipe) -> list[Path]:
+    return scenes_of(archive, section.high_in, section.high, section.labels)
 
 
-def _first(folder: Path, options: SceneRecipe) -> Scene:
-    failed: SceneError | None = None
-    for path in _found(folder, options):
-        try:
-            return open_scene(path, None, options)
-        except SceneError as e:
-            failed = failed or e
-    raise ArchiveError(f"{folder}: none of its scenes can be opened; the first: {failed}")
+def _lows(archive: Path, section: PairsRecipe) -> list[Path]:
+    return scenes_of(archive, section.low_in, section.low, section.labels)
 
 
 def _about_degraded(scene: Scene, section: PairsRecipe) -> Contents:
@@ -194,7 +200,8 @@ def _labels(archive: Path, section: PairsRecipe, ground: Ground, classes: tuple[
     if section.masks_only:
         one = LabelRecipe(**{**vars(section.labels), "path": ground.path, "name": ""})
         return open_labels(one, archive, classes=classes)
-    return open_labels(section.labels, archive, ground.name, ground.date, classes)
+    path = scene_path(ground.path, ground.name)
+    return open_labels(section.labels, archive, ground.name, ground.date, classes, path)
 
 
 # ---- high images and the low scenes near them
@@ -219,15 +226,11 @@ def units(archive: Path, section: PairsRecipe, contents: Contents) -> Iterator[G
 
 
 def _high_paths(archive: Path, section: PairsRecipe) -> list[str]:
-    if section.masks_only:
-        wanted = Path(section.labels.path)
-        root = Path(wanted.anchor) if wanted.is_absolute() else archive
-        found = sorted(root.glob(str(wanted.relative_to(wanted.anchor))))
-        if not found:
-            raise ArchiveError(f"{archive}: no label raster matches labels.path = {section.labels.path!r}")
-    else:
-        found = _found(archive / section.high_in, section.high)
-    return [str(p.relative_to(archive) if p.is_relative_to(archive) else p) for p in found]
+    if not section.masks_only:
+        return [str(p.relative_to(archive)) for p in _highs(archive, section)]
+    if found := label_files(section.labels, archive):
+        return found
+    raise ArchiveError(f"{archive}: no label raster matches labels.path = {section.labels.path!r}")
 
 
 def _ground(archive: Path, section: PairsRecipe, path: str, contents: Contents | None = None) -> Ground:
@@ -237,11 +240,12 @@ def _ground(archive: Path, section: PairsRecipe, path: str, contents: Contents |
         ground = Ground(path, Path(path).stem, day, raster.describe(archive / path))
     else:
         scene = open_scene(archive / path, None, section.high)
-        ground = Ground(path, scene.name, scene.date, scene.finest)
+        ground = Ground(path, scene.name, scene.date, scene.finest, notes=assumed(scene))
         if contents:
             _check_high(scene, section, contents)
     if section.how == "real" and not _is_date(ground.date):
-        raise PatchError(path, f"has no date ({ground.date!r})", "a date in its metadata or its name")
+        expected = "a date in its name" if section.masks_only else NO_DATE.format("high")
+        raise PatchError(path, f"has no date ({ground.date!r})", expected)
     return ground
 
 
@@ -250,14 +254,9 @@ def _check_high(scene: Scene, section: PairsRecipe, contents: Contents) -> None:
     high = contents.layout.high
     assert high
     if section.how == "degrade":
-        found = _about_degraded(scene, section)
-        groups = [*found.layout.groups, *([found.layout.high] if found.layout.high else [])]
-        same = found.unit == contents.unit and similar(groups, (*contents.layout.groups, high))
+        check_kind(scene, contents, _about_degraded(scene, section).layout.groups)
     else:
-        same = (scene.bands, _type(scene)) == (high.bands, high.dtype)
-    if not same:
-        want = f"{' '.join(high.bands)} ({high.dtype}) and the pixel sizes of the archive's first scene"
-        raise PatchError(scene.folder, f"its bands: {' '.join(scene.bands)} ({_type(scene)})", want)
+        check_groups(scene.folder, [replace(high, bands=scene.bands, dtype=_type(scene))], [high])
 
 
 def _type(scene: Scene) -> str:
@@ -274,19 +273,15 @@ def _is_date(text: str) -> bool:
 
 
 def _low_scenes(archive: Path, section: PairsRecipe, contents: Contents) -> Iterator[tuple[str, Scene] | Reject]:
-    for found in _found(archive / section.low_in, section.low):
+    for found in _lows(archive, section):
         path = str(found.relative_to(archive))
         try:
             scene = open_scene(found, None, section.low)
-            fits = alike(scene, contents, section.patch_px)
-        except SceneError as e:
+            if not _is_date(scene.date):
+                raise PatchError(path, f"has no date ({scene.date!r})", NO_DATE.format("low"))
+            check_kind(scene, contents, scene.groups(section.patch_px))
+        except (SceneError, PatchError) as e:
             yield rejected(path, e, archive)
-            continue
-        if not _is_date(scene.date):
-            yield Reject(path, path, f"has no date ({scene.date!r})", "a date in its metadata or its name")
-        elif not fits:
-            want = f"{' '.join(contents.layout.bands)} in {contents.unit}, as of the archive's first scene"
-            yield Reject(path, path, f"has the bands {' '.join(scene.bands)}, in {scene.unit}", want)
         else:
             yield path, scene
 
@@ -304,9 +299,7 @@ def _near(ground: Ground, lows: Sequence[tuple[str, Scene]], max_days: int) -> t
 # ---- patches
 
 
-def plan(
-    archive: Path, section: PairsRecipe, contents: Contents, unit: Ground | Reject
-) -> list[Planned | Reject | LeftOut]:
+def plan(archive: Path, section: PairsRecipe, contents: Contents, unit: Ground | Reject) -> list[Found]:
     """The patches of a high image. Reads labels, and, for `min_valid` and the clearest low image, valid pixels."""
     if isinstance(unit, Reject):
         return [unit]
@@ -314,22 +307,21 @@ def plan(
         found = (
             _plan_degraded(archive, section, unit) if section.how == "degrade" else _plan_real(archive, section, unit)
         )
-        return _with_classes(archive, section, contents, unit, found)
+        return [*map(Note, unit.notes), *_with_classes(archive, section, contents, unit, found)]
     except (SceneError, PatchError) as e:
         return [rejected(unit.path, e, archive)]
 
 
-def _plan_degraded(archive: Path, section: PairsRecipe, ground: Ground) -> list[Planned | Reject | LeftOut]:
+def _plan_degraded(archive: Path, section: PairsRecipe, ground: Ground) -> list[Found]:
     side, step = section.high_px, section.step_px * section.factor
     grid = PatchGrid(ground.grid.height_px, ground.grid.width_px, side, step)
-    every = [grid.window(r, c) for r in range(grid.rows) for c in range(grid.cols)]
+    every = by_blocks(grid.window(r, c) for r in range(grid.rows) for c in range(grid.cols))
     if not every:
         want = f"at least {side} px a side: patch_px * factor"
         return [Reject(ground.path, ground.path, f"is {grid.height_px} x {grid.width_px} px", want)]
-    every.sort(key=lambda w: (w[0] // _BLOCK_PX, w[1] // _BLOCK_PX, w))
     scene = open_scene(archive / ground.path, None, section.high)
-    found: list[Planned | Reject | LeftOut] = []
-    with surveyed(scene).reader() as pixels:
+    found: list[Found] = []
+    with scene.surveyed() as pixels:
         for w in every:
             id = f"{ground.path}_r{w[0]}_c{w[1]}"
             if section.min_valid and pixels.valid(w).mean() < section.min_valid:
@@ -351,28 +343,30 @@ def _unclear(id: str, section: PairsRecipe) -> LeftOut:
     return LeftOut(id, f"less than {section.min_valid:g} of its pixels valid")
 
 
-def _plan_real(archive: Path, section: PairsRecipe, ground: Ground) -> list[Planned | Reject | LeftOut]:
+def _plan_real(archive: Path, section: PairsRecipe, ground: Ground) -> list[Found]:
     """For each lattice of low pixels (the tiles of a UTM zone share one) the patches that lie in the high image.
     With keep: nearest only the first lattice that has any, so that no ground is there twice."""
     if not ground.lows:
         return [LeftOut(ground.path, f"no low-resolution image of it within {section.max_days} days")]
     scenes = [(path, open_scene(archive / path, None, section.low)) for path in ground.lows]
-    found: list[Planned | Reject | LeftOut] = []
+    found: list[Found] = []
     for lattice in lattices(scenes):
         found += _plan_lattice(archive, section, ground, lattice)
         if section.keep == "nearest" and any(isinstance(p, Planned) for p in found):
             break
     if not found:
         return [LeftOut(ground.path, "smaller than one patch")]
-    return found
+    return [*noted(scene for _, scene in scenes), *found]
 
 
 def _plan_lattice(
     archive: Path, section: PairsRecipe, ground: Ground, lattice: list[tuple[str, Scene]]
-) -> Iterator[Planned | Reject | LeftOut]:
+) -> Iterator[Found]:
     first = lattice[0][1]
     every = inside(ground.grid, first, section.patch_px, section.step_px)
-    seen: list[list[tuple[int, float, str, Window]]] = [[] for _ in every]  # of each patch: days, -valid, path, window
+    seen: list[list[tuple[int, float, str, Window_px]]] = [
+        [] for _ in every
+    ]  # of each patch: days, -valid, path, window
     unread: list[Reject] = []
     for path, scene in lattice:
         try:
@@ -400,16 +394,16 @@ def _plan_lattice(
 def _look(
     section: PairsRecipe,
     ground: Ground,
-    every: list[Window],
+    every: list[Window_px],
     path: str,
     scene: Scene,
     corner: tuple[int, int],
-    seen: list[list[tuple[int, float, str, Window]]],
+    seen: list[list[tuple[int, float, str, Window_px]]],
 ) -> None:
     """Add a low scene to the candidates of every patch that lies in it. corner: (row, col) of the scene, in the px
     that windows of `every` count in."""
     days = when.days_apart(scene.date, ground.date)
-    with surveyed(scene).reader() as pixels:
+    with scene.surveyed() as pixels:
         for window, candidates in zip(every, seen, strict=True):
             row, col = window[0] - corner[0], window[1] - corner[1]
             own = (row, col, window[2], window[3])
@@ -417,13 +411,13 @@ def _look(
                 candidates.append((days, -float(pixels.valid(own).mean()), path, own))
 
 
-def _high_valid(archive: Path, section: PairsRecipe, ground: Ground, every: list[Window], low: Scene) -> list[float]:
+def _high_valid(archive: Path, section: PairsRecipe, ground: Ground, every: list[Window_px], low: Scene) -> list[float]:
     """Share of valid high pixels in the box around each patch."""
     if section.masks_only or not section.min_valid:
         return [1.0] * len(every)
     scene = open_scene(archive / ground.path, None, section.high)
     found = []
-    with surveyed(scene).reader() as pixels:
+    with scene.surveyed() as pixels:
         for window in every:
             box = cover(scene, low.finest, window, margin=0)
             found.append(float(around(pixels, box, bands=False)[1].mean()))
@@ -431,8 +425,8 @@ def _high_valid(archive: Path, section: PairsRecipe, ground: Ground, every: list
 
 
 def _with_classes(
-    archive: Path, section: PairsRecipe, contents: Contents, ground: Ground, found: list[Planned | Reject | LeftOut]
-) -> list[Planned | Reject | LeftOut]:
+    archive: Path, section: PairsRecipe, contents: Contents, ground: Ground, found: list[Found]
+) -> list[Found]:
     """The same with the classes that each patch carries."""
     if not contents.classes or not any(isinstance(p, Planned) for p in found):
         return found
@@ -443,14 +437,14 @@ def _with_classes(
         return [_classed(archive, section, masks, p) if isinstance(p, Planned) else p for p in found]
 
 
-def _classed(archive: Path, section: PairsRecipe, masks: "_Masks", p: Planned) -> Planned | Reject | LeftOut:
+def _classed(archive: Path, section: PairsRecipe, masks: "_Masks", p: Planned) -> Found:
     try:
         mask = masks.mask(p)
     except PatchError as e:
         return rejected(p.id, e, archive)
-    if (mask != IGNORE).mean() < section.min_labelled:
+    if labelled(mask) < section.min_labelled:
         return LeftOut(p.id, f"less than {section.min_labelled:g} of its pixels labelled")
-    return replace(p, classes=_present(mask))
+    return replace(p, classes=present(mask))
 
 
 class _Masks:
@@ -476,10 +470,6 @@ class _Masks:
         masks, k = self.grid_of(p)
         row, col, height, width = p.where["window"]
         return masks((row * k, col * k, height * k, width * k))
-
-
-def _present(mask: np.ndarray) -> tuple[int, ...]:
-    return tuple(np.unique(mask[mask != IGNORE]).tolist())
 
 
 # ---- pixels
@@ -509,15 +499,17 @@ class _Pixels:
         self._masks: _Masks | None = None
         self._psf = psf_of(section)
 
-    def patch(self, p: Planned) -> Patch:
-        arrays = self._degraded(p) if self._section.how == "degrade" else self._real(p)
+    def patch(self, p: Planned) -> Patch | Reject:
+        section = self._section
+        arrays = self._degraded(p) if section.how == "degrade" else self._real(p)
         there = arrays.pop("there")
-        if not self._contents.classes:
-            return Patch(arrays, ())
-        k = self._section.factor
-        sure = there & (arrays["valid"].repeat(k, 0).repeat(k, 1) > 0)
-        arrays["mask"] = np.where(sure, self._mask(p), IGNORE).astype(np.uint8)
-        return Patch(arrays, _present(arrays["mask"]))
+        less = [r for v in (arrays["valid"], there) for r in scarce(p, "min_valid", float(v.mean()), section.min_valid)]
+        if self._contents.classes and not less:
+            k = section.factor
+            sure = there & (arrays["valid"].repeat(k, 0).repeat(k, 1) > 0)
+            arrays["mask"] = np.where(sure, self._mask(p), IGNORE).astype(np.uint8)
+            less = scarce(p, "min_labelled", labelled(arrays["mask"]), section.min_labelled)
+        return less[0] if less else Patch(arrays, present(arrays["mask"]) if "mask" in arrays else ())
 
     def _mask(self, p: Planned) -> np.ndarray:
         if self._masks is None:

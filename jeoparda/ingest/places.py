@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -12,15 +12,13 @@ from jeoparda.config import opt, recipe
 from jeoparda.errors import ArchiveError, PatchError, SceneError
 from jeoparda.grid import PatchGrid
 from jeoparda.ingest import dates as when
+from jeoparda.ingest.cutting import NO_DATE, assumed, check_kind, rejected, scenes_of
 from jeoparda.ingest.eopatch import EOPatchRecipe, find_eopatches, open_eopatch
-from jeoparda.ingest.scenes import rejected
 from jeoparda.ingest.source import Transform
 from jeoparda.labels import LabelRecipe
-from jeoparda.raster import RasterInfo
-from jeoparda.scene import Scene, SceneRecipe, find_scenes, open_scene
-from jeoparda.store import Contents, Group, Reject
-
-Window = tuple[int, int, int, int]  # (row, col, height, width) in px of the place's grid
+from jeoparda.raster import RasterInfo, Window_px
+from jeoparda.scene import Scene, SceneRecipe, open_scene
+from jeoparda.store import Contents, Reject
 
 
 @recipe
@@ -70,7 +68,7 @@ class SeriesRecipe:
 @dataclass(frozen=True)
 class Place:
     """One grid and the images on it by date. seen: (date, path from the archive, index in it: of an EOPatch's date, 0
-    for a scene, name that labels know it by)."""
+    for a scene, name that labels know it by). notes: what had to be assumed of them."""
 
     name: str
     crs: str
@@ -78,6 +76,7 @@ class Place:
     height_px: int
     width_px: int
     seen: tuple[tuple[str, str, int, str], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def dates(self) -> tuple[str, ...]:
@@ -90,9 +89,9 @@ class Place:
 class Pixels(Protocol):
     """What an image is read by: a scene's reader, or a date of an EOPatch."""
 
-    def read(self, band: str, window: Window) -> np.ndarray: ...
+    def read(self, band: str, window: Window_px) -> np.ndarray: ...
 
-    def valid(self, window: Window) -> np.ndarray: ...
+    def valid(self, window: Window_px) -> np.ndarray: ...
 
 
 # ---- which there are
@@ -115,8 +114,8 @@ def places_in(archive: Path, section: SeriesRecipe, contents: Contents) -> Itera
 
 
 def _scene_places(archive: Path, section: SeriesRecipe, contents: Contents) -> Iterator[Place | Reject]:
-    by_grid: dict[tuple[Any, ...], tuple[RasterInfo, list[tuple[str, str, int, str]]]] = {}
-    for path in scenes_in(archive, section):
+    by_grid: dict[tuple[Any, ...], tuple[RasterInfo, list[tuple[str, str, int, str]], dict[str, None]]] = {}
+    for path in scenes_of(archive, "", section.scene, section.labels):
         where = str(path.relative_to(archive))
         try:
             scene = open_scene(path, None, section.scene)
@@ -124,12 +123,14 @@ def _scene_places(archive: Path, section: SeriesRecipe, contents: Contents) -> I
         except (SceneError, PatchError) as e:
             yield rejected(where, e, archive)
             continue
-        by_grid.setdefault(_grid_key(scene.finest), (scene.finest, []))[1].append((scene.date, where, 0, scene.name))
+        _, seen, notes = by_grid.setdefault(_grid_key(scene.finest), (scene.finest, [], {}))
+        seen.append((scene.date, where, 0, scene.name))
+        notes |= dict.fromkeys(assumed(scene))
     names: set[str] = set()
-    for _, (grid, seen) in sorted(by_grid.items()):
+    for _, (grid, seen, notes) in sorted(by_grid.items()):
         name = _new(_place_name(grid.crs, grid.transform), names)
         by_date = tuple(sorted(seen, key=lambda s: (when.moment(s[0]), s[1])))
-        yield Place(name, grid.crs, grid.transform, grid.height_px, grid.width_px, by_date)
+        yield Place(name, grid.crs, grid.transform, grid.height_px, grid.width_px, by_date, tuple(notes))
 
 
 def _grid_key(grid: RasterInfo) -> tuple[Any, ...]:
@@ -144,28 +145,8 @@ def _check(scene: Scene, section: SeriesRecipe, contents: Contents) -> None:
     try:
         when.moment(scene.date)
     except ValueError as e:
-        raise PatchError(scene.name, f"has no date ({scene.date!r})", "a date in its metadata or its name") from e
-    if not alike(scene, contents, section.patch_px):
-        found, wanted = scene.groups(section.patch_px), contents.layout.groups
-        raise PatchError(scene.folder, f"its bands: {_bands(found)}", f"{_bands(wanted)}, as the first scene has")
-
-
-def alike(scene: Scene, contents: Contents, size_px: int) -> bool:
-    """Whether a scene fits into the store's records."""
-    same = (scene.sensor, scene.unit) == (contents.sensor, contents.unit)
-    return same and similar(scene.groups(size_px), contents.layout.groups)
-
-
-def similar(found: Sequence[Group], wanted: Sequence[Group]) -> bool:
-    """The same bands in the same types and sizes; pixel sizes to a hundredth."""
-    return len(found) == len(wanted) and all(
-        (a.bands, a.size_px, a.dtype) == (b.bands, b.size_px, b.dtype) and abs(a.pixel_m / b.pixel_m - 1) < 0.01
-        for a, b in zip(found, wanted, strict=True)
-    )
-
-
-def _bands(groups: Sequence[Group]) -> str:
-    return "; ".join(f"{' '.join(g.bands)} at {g.name} in {g.dtype}" for g in groups)
+        raise PatchError(scene.name, f"has no date ({scene.date!r})", NO_DATE.format("scene")) from e
+    check_kind(scene, contents, scene.groups(section.patch_px))
 
 
 def _eopatch_places(archive: Path, section: SeriesRecipe) -> Iterator[Place | Reject]:
@@ -200,13 +181,6 @@ def _new(name: str, names: set[str]) -> str:
     return found
 
 
-def scenes_in(archive: Path, section: SeriesRecipe) -> list[Path]:
-    try:
-        return find_scenes(archive, section.scene)
-    except SceneError as e:
-        raise ArchiveError(str(e)) from e
-
-
 # ---- one image
 
 
@@ -216,10 +190,4 @@ def opened(
     if section.kind == "eopatch":
         return open_eopatch(archive / path, section.eopatch).at(index, section.eopatch)
     scene = open_scene(archive / path, None, section.scene)
-    return (surveyed(scene) if survey else scene).reader()
-
-
-def surveyed(scene: Scene) -> Scene:
-    """The scene with its first band alone, and the product's masks: what planning looks at for valid pixels."""
-    first = scene.bands[0]
-    return replace(scene, files={first: scene.files[first]})
+    return scene.surveyed() if survey else scene.reader()

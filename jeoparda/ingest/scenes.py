@@ -1,13 +1,12 @@
 """Scenes and their labels, cut into patches: the pixels of every band at its own size, the valid ones, a mask.
 
-The plan looks at the labels, and at one band and the product's own masks where `min_valid` or labels need to know
-which pixels are valid; so no patch is left out that all bands together would have kept. What all bands say is looked
-at when the patch is read, or, with `survey: all`, in the plan already.
+The plan looks at the labels, and at the coarsest band and the product's own masks where `min_valid` or labels need to
+know which pixels are valid; so no patch is left out that all bands together would have kept. What all bands say is
+looked at when the patch is read, or, with `survey: all`, in the plan already.
 
 Without labels the store has neither a mask nor classes: something to predict on, or to train on without labels.
 """
 
-import dataclasses
 import fnmatch
 import hashlib
 import itertools
@@ -21,17 +20,27 @@ from typing import Any, Literal
 import numpy as np
 
 from jeoparda.config import opt, recipe
-from jeoparda.errors import ArchiveError, JeopardaError, PatchError, RecipeError, SceneError
-from jeoparda.ingest.source import LeftOut, Patch, Planned
+from jeoparda.errors import ArchiveError, PatchError, RecipeError, SceneError
+from jeoparda.ingest.cutting import (
+    BLOCK_PX,
+    by_blocks,
+    check_kind,
+    labelled,
+    noted,
+    present,
+    rejected,
+    scarce,
+    scene_path,
+    scenes_of,
+)
+from jeoparda.ingest.source import Found, LeftOut, Patch, Planned
 from jeoparda.labels import LabelRecipe, Labels, Masks, by_block, open_labels, shifted
 from jeoparda.nomenclature import IGNORE
 from jeoparda.raster import Window_px
-from jeoparda.scene import Scene, SceneReader, SceneRecipe, find_scenes, open_scene
+from jeoparda.scene import Scene, SceneReader, SceneRecipe, open_scene
 from jeoparda.store import Contents, Group, Layout, Reject
 
 AT_ONCE = 1  # a scene is a task of the plan
-BLOCK_PX = 1024  # patches are in the order of such blocks: JP2 and COG are decoded by blocks, each but once
-_SAME_PIXEL = 0.01  # scenes whose pixel sizes differ by less, relative, are of one store
 # what a scene may be rejected for; of the first one, RecipeError stops the ingest before it begins
 UNUSABLE = (SceneError, PatchError, RecipeError)
 _TOLD = 3  # examples in the error of an archive without a usable scene
@@ -63,8 +72,8 @@ class ScenesRecipe:
     )
     survey: Literal["first", "all"] = opt(
         "first",
-        "bands that the plan asks which pixels are valid; first: what another band lacks rejects a patch only when it "
-        "is read; all: each pixel is read twice",
+        "bands that the plan asks which pixels are valid; first: of those with the largest pixels; what another band "
+        "lacks rejects a patch only when it is read; all: each pixel is read twice",
     )
     min_valid: float = opt(0.5, "least part of a patch's pixels that is valid", ge=0, le=1)
     min_labelled: float = opt(0.01, "least part that is valid and has a label", ge=0, le=1)
@@ -90,7 +99,7 @@ def describe(archive: Path, section: ScenesRecipe) -> Contents:
     why = []
     for unit in _scenes(archive, section):
         try:
-            return _contents(archive, section, _open(archive, section, unit))
+            return _contents(archive, section, unit, _open(archive, section, unit))
         except (SceneError, PatchError) as e:
             why.append(str(rejected(unit, e, archive)))
     told = "\n".join(why[:_TOLD])
@@ -103,10 +112,7 @@ def units(archive: Path, section: ScenesRecipe, contents: Contents) -> Iterator[
 
 
 def _scenes(archive: Path, section: ScenesRecipe) -> list[str]:
-    try:
-        found = [str(p.relative_to(archive)) for p in find_scenes(archive, section.scene)]
-    except SceneError as e:
-        raise ArchiveError(str(e)) from e
+    found = [str(p.relative_to(archive)) for p in scenes_of(archive, "", section.scene, section.labels)]
     wanted = [p for p in found if fnmatch.fnmatchcase(p, section.pattern)]
     if not wanted:
         raise ArchiveError(
@@ -119,13 +125,17 @@ def _open(archive: Path, section: ScenesRecipe, unit: str) -> Scene:
     return open_scene(archive / unit, None, section.scene)
 
 
-def _labels(archive: Path, section: ScenesRecipe, scene: Scene, classes: tuple[str, ...] | None) -> Labels | None:
-    return open_labels(section.labels, archive, scene.name, scene.date, classes) if section.labels.path else None
+def _labels(
+    archive: Path, section: ScenesRecipe, unit: str, scene: Scene, classes: tuple[str, ...] | None
+) -> Labels | None:
+    if not section.labels.path:
+        return None
+    return open_labels(section.labels, archive, scene.name, scene.date, classes, scene_path(unit, scene.name))
 
 
-def _contents(archive: Path, section: ScenesRecipe, scene: Scene) -> Contents:
+def _contents(archive: Path, section: ScenesRecipe, unit: str, scene: Scene) -> Contents:
     groups = scene.groups(section.patch_px)
-    labels = _labels(archive, section, scene, None)
+    labels = _labels(archive, section, unit, scene, None)
     classes = labels.classes if labels else ()
     if unknown := [c for c in section.balance.common if c not in classes]:
         raise RecipeError(f"balance.common: {unknown[0]!r} is no class; there are {', '.join(classes) or 'none'}")
@@ -150,57 +160,35 @@ def _contents(archive: Path, section: ScenesRecipe, scene: Scene) -> Contents:
 # ---- the plan
 
 
-def plan(archive: Path, section: ScenesRecipe, contents: Contents, unit: str) -> list[Planned | Reject | LeftOut]:
+def plan(archive: Path, section: ScenesRecipe, contents: Contents, unit: str) -> list[Found]:
     """The patches of a scene, block by block; one Reject where the scene or its labels cannot be used."""
     try:
         scene = _open(archive, section, unit)
-        _same(scene, contents, section.patch_px)
-        labels = _labels(archive, section, scene, contents.classes)
+        check_kind(scene, contents, scene.groups(section.patch_px))
+        labels = _labels(archive, section, unit, scene, contents.classes)
         looked = list(_look(scene, labels, section, contents))
     except UNUSABLE as e:
         return [rejected(unit, e, archive)]
     if not looked:
         size = f"{scene.finest.height_px} x {scene.finest.width_px} px"
         return [Reject(unit, unit, f"is {size}", f"at least one patch of {section.patch_px} px")]
-    named = [(patch_id(scene, p.row, p.col), p) for p in looked]
+    source = unit if unit != "." else scene.name  # the archive is the scene
+    named = [(f"{source}_{p.row}_{p.col}", p) for p in looked]
     unwanted = _unwanted(named, section, contents)
-    return [LeftOut(i, unwanted[i]) if i in unwanted else _planned(scene, unit, i, p) for i, p in named]
+    found = [LeftOut(i, unwanted[i]) if i in unwanted else _planned(scene, unit, source, i, p) for i, p in named]
+    return [*noted([scene]), *found]
 
 
-def patch_id(scene: Scene, row: int, col: int) -> str:
-    return f"{scene.name}_{row}_{col}"
-
-
-def _planned(scene: Scene, unit: str, patch: str, p: Looked) -> Planned:
+def _planned(scene: Scene, unit: str, source: str, patch: str, p: Looked) -> Planned:
     return Planned(
         id=patch,
-        source=unit if unit != "." else scene.name,  # the archive is the scene
+        source=source,
         crs=scene.finest.crs,
         transform=shifted(scene.finest.transform, (p.row, p.col, 0, 0)),
         date=scene.date,
         classes=tuple(np.flatnonzero(p.pixels).tolist()),
         where={"scene": unit, "row": p.row, "col": p.col},
     )
-
-
-def _same(scene: Scene, contents: Contents, size_px: int) -> None:
-    """PatchError where the scene is not of the store's kind, which the first scene settled."""
-    groups = scene.groups(size_px)
-    pairs = (
-        ("sensor", scene.sensor, contents.sensor),
-        ("unit", scene.unit, contents.unit),
-        ("bands", _kind(groups), _kind(contents.layout.groups)),
-    )
-    for what, found, expected in pairs:
-        if found != expected:
-            raise PatchError(scene.folder, f"its {what}: {found}", f"{expected}, as the first scene has")
-    for g, first in zip(groups, contents.layout.groups, strict=True):
-        if abs(g.pixel_m / first.pixel_m - 1) > _SAME_PIXEL:
-            raise PatchError(scene.folder, f"its pixels of {g.pixel_m:g}", f"{first.pixel_m:g}, as the first scene has")
-
-
-def _kind(groups: tuple[Group, ...]) -> str:
-    return "; ".join(f"{', '.join(g.bands)} ({g.dtype}, {g.size_px} px a patch)" for g in groups)
 
 
 def positions(length: int, size: int, stride: int, edge: str, step: int) -> list[int]:
@@ -218,38 +206,29 @@ def step_px(groups: tuple[Group, ...]) -> int:
     return math.lcm(*(groups[0].size_px // g.size_px for g in groups))
 
 
-def _windows(scene: Scene, section: ScenesRecipe, contents: Contents) -> list[tuple[int, int]]:
-    """(row, col) of the patches, block by block."""
+def _windows(scene: Scene, section: ScenesRecipe, contents: Contents) -> list[Window_px]:
+    """Of the patches, block by block."""
     size, stride = section.patch_px, section.stride_px or section.patch_px
     step = step_px(contents.layout.groups)
     rows, cols = (
         positions(n, size, stride, section.edge, step) for n in (scene.finest.height_px, scene.finest.width_px)
     )
-    return sorted(itertools.product(rows, cols), key=lambda p: (p[0] // BLOCK_PX, p[1] // BLOCK_PX, *p))
+    return by_blocks((row, col, size, size) for row, col in itertools.product(rows, cols))
 
 
 def _look(scene: Scene, labels: Labels | None, section: ScenesRecipe, contents: Contents) -> Iterator[Looked]:
     """Each patch's valid and labelled fraction and pixels of each class, one patch in memory at a time."""
-    size, count = section.patch_px, len(contents.classes)
+    shape, count = (section.patch_px, section.patch_px), len(contents.classes)
     with ExitStack() as stack:
         reader = masks = None
         if section.min_valid > 0 or labels:
-            reader = stack.enter_context(_survey(scene, section).reader())
+            reader = stack.enter_context(scene.reader() if section.survey == "all" else scene.surveyed())
         if labels:
             masks = stack.enter_context(_over(labels, scene))
-        for row, col in _windows(scene, section, contents):
-            window = (row, col, size, size)
-            valid = reader.valid(window) if reader else np.ones((size, size), bool)
+        for window in _windows(scene, section, contents):
+            valid = reader.valid(window) if reader else np.ones(shape, bool)
             pixels = np.bincount(masks(window)[valid], minlength=IGNORE + 1)[:count] if masks else np.zeros(0, int)
-            yield Looked(row, col, float(valid.mean()), float(pixels.sum() / valid.size), pixels)
-
-
-def _survey(scene: Scene, section: ScenesRecipe) -> Scene:
-    """The scene with the first of its finest bands alone, and the product's masks; all of it where bands are fused."""
-    if scene.fusion or section.survey == "all":
-        return scene
-    first = scene.bands[0]
-    return dataclasses.replace(scene, files={first: scene.files[first]})
+            yield Looked(window[0], window[1], float(valid.mean()), float(pixels.sum() / valid.size), pixels)
 
 
 @contextmanager
@@ -308,8 +287,8 @@ def _read_scene(
 ) -> Iterator[Patch | Reject]:
     """What is raised here is of the scene as a whole; what is wrong with a patch alone is a Reject."""
     scene = _open(archive, section, unit)
-    _same(scene, contents, section.patch_px)
-    labels = _labels(archive, section, scene, contents.classes)
+    check_kind(scene, contents, scene.groups(section.patch_px))
+    labels = _labels(archive, section, unit, scene, contents.classes)
     with scene.reader() as reader, ExitStack() as stack:
         masks = stack.enter_context(_over(labels, scene)) if labels else None
         for p in wanted:
@@ -331,41 +310,8 @@ def _patch(contents: Contents, reader: SceneReader, masks: Masks | None, window:
     return Patch(arrays, present(arrays["mask"]))
 
 
-def present(mask: np.ndarray) -> tuple[int, ...]:
-    """The classes of a mask, of any shape."""
-    return tuple(np.flatnonzero(np.bincount(mask.ravel(), minlength=IGNORE + 1)[:IGNORE]).tolist())
-
-
 def _checked(p: Planned, patch: Patch, section: ScenesRecipe) -> Patch | Reject:
-    """The limits again, now that all bands are known: another band may hold less than the first."""
-    valid = float(patch.arrays["valid"].mean())
-    if valid < section.min_valid:
-        reason = f"{valid:.4g} of it is valid, all bands looked at"
-        return Reject(p.id, p.source, reason, f"at least min_valid = {section.min_valid:g}", fault=False)
+    less = scarce(p, "min_valid", float(patch.arrays["valid"].mean()), section.min_valid)
     if "mask" in patch.arrays:
-        labelled = float((patch.arrays["mask"] != IGNORE).mean())
-        if labelled < section.min_labelled:
-            reason = f"{labelled:.4g} of it is labelled and valid, all bands looked at"
-            return Reject(p.id, p.source, reason, f"at least min_labelled = {section.min_labelled:g}", fault=False)
-    return patch
-
-
-def rejected(name: str, error: JeopardaError, archive: Path) -> Reject:
-    """The line of the rejects' table; paths are said from the archive."""
-    if isinstance(error, PatchError):
-        parts = (error.file, error.reason, error.expected)
-    elif isinstance(error, RecipeError):
-        parts = (name, str(error), "a scene that the recipe fits")
-    else:
-        file, _, rest = str(error).partition(": ")
-        reason, _, expected = rest.partition("; expected ")
-        parts = (file, reason, expected)
-    file, reason, expected = (_from(archive, text) for text in parts)
-    return Reject(name, file, reason, expected or "a scene that can be read")
-
-
-def _from(archive: Path, text: str) -> str:
-    """`text` with paths as they are from the archive: a store does not depend on where that lies."""
-    for root in (str(archive.resolve()), str(archive)):
-        text = text.replace(f"{root}/", "").replace(root, ".") if root not in (".", "/") else text
-    return text
+        less += scarce(p, "min_labelled", labelled(patch.arrays["mask"]), section.min_labelled)
+    return less[0] if less else patch

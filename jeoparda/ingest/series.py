@@ -4,7 +4,7 @@ A unit is a place: all images on one grid, by date. Fields of a patch have a lea
 with valid 0, date "" and no labels (255). A scene is opened once for all patches that are read together.
 
 Which image stands at which date is settled in `plan`, patch by patch: each takes the images that are clear there. For
-that, planning looks at one band and at the product's own masks, and, with min_valid: 0, at no pixels at all.
+that, planning looks at the coarsest band and at the product's own masks.
 """
 
 from collections.abc import Iterator
@@ -17,22 +17,20 @@ import numpy as np
 
 from jeoparda.errors import ArchiveError, PatchError, RecipeError, SceneError
 from jeoparda.ingest import dates as when
+from jeoparda.ingest.cutting import by_blocks, first_scene, labelled, present, rejected, scenes_of
 from jeoparda.ingest.eopatch import find_eopatches, open_eopatch
-from jeoparda.ingest.places import Pixels, Place, SeriesRecipe, Window, opened, places_in, scenes_in
-from jeoparda.ingest.scenes import rejected
-from jeoparda.ingest.series_labels import classes_of, finer_window, labels_of, masks_of, present
-from jeoparda.ingest.source import LeftOut, Patch, Planned
+from jeoparda.ingest.places import Pixels, Place, SeriesRecipe, opened, places_in
+from jeoparda.ingest.series_labels import classes_of, finer_window, labels_of, masks_of
+from jeoparda.ingest.source import Found, LeftOut, Note, Patch, Planned
 from jeoparda.labels import Masks, shifted
 from jeoparda.nomenclature import IGNORE
-from jeoparda.raster import crs_unit
-from jeoparda.scene import open_scene
+from jeoparda.raster import Window_px, crs_unit
 from jeoparda.store import Contents, Group, Layout, Reject
 
 __all__ = ["SeriesRecipe", "describe", "plan", "read", "units"]
 
 _TOGETHER = 256 << 20  # bytes of patches that are read together; one patch at least
-AT_ONCE = 1  # a place, or a high-resolution image, is a task of the plan
-_BLOCK_PX = 1024  # patches of one block of a file follow one another
+AT_ONCE = 1  # a place is a task of the plan
 
 
 # ---- what there is
@@ -57,19 +55,8 @@ def describe(archive: Path, section: SeriesRecipe) -> Contents:
 
 def _about_scenes(archive: Path, section: SeriesRecipe) -> Contents:
     """By the first scene that opens and has a date."""
-    failed: SceneError | None = None
-    for path in scenes_in(archive, section):
-        try:
-            scene = open_scene(path, None, section.scene)
-        except SceneError as e:
-            failed = failed or e
-            continue
-        if scene.date:
-            groups = scene.groups(section.patch_px)
-            return _contents(scene.sensor, scene.unit, scene.rgb, groups)
-    raise ArchiveError(
-        f"{archive}: no scene can be opened and has a date" + (f"; the first: {failed}" if failed else "")
-    )
+    scene = first_scene(scenes_of(archive, "", section.scene, section.labels), section.scene, dated="scene")
+    return _contents(scene.sensor, scene.unit, scene.rgb, scene.groups(section.patch_px))
 
 
 def _about_eopatch(archive: Path, section: SeriesRecipe) -> Contents:
@@ -99,19 +86,16 @@ def units(archive: Path, section: SeriesRecipe, contents: Contents) -> Iterator[
 # ---- patches
 
 
-def plan(
-    archive: Path, section: SeriesRecipe, contents: Contents, unit: Place | Reject
-) -> list[Planned | Reject | LeftOut]:
+def plan(archive: Path, section: SeriesRecipe, contents: Contents, unit: Place | Reject) -> list[Found]:
     """The patches of a place, of a 1024 px block after another."""
     if isinstance(unit, Reject):
         return [unit]
-    found: list[Planned | Reject | LeftOut] = []
+    found: list[Found] = [Note(text) for text in unit.notes]
     grid = unit.grid(section)
-    every = [grid.window(r, c) for r in range(grid.rows) for c in range(grid.cols)]
+    every = by_blocks(grid.window(r, c) for r in range(grid.rows) for c in range(grid.cols))
     if not every:
         want = f"at least {section.patch_px} px a side"
         return [Reject(unit.name, unit.seen[0][1], f"is {unit.height_px} x {unit.width_px} px", want)]
-    every.sort(key=lambda w: (w[0] // _BLOCK_PX, w[1] // _BLOCK_PX, w))
     clear, unread = _clear(archive, section, unit, every)
     files, unlabelled = labels_of(archive, section, contents, unit)
     found += [*unread, *unlabelled]
@@ -121,18 +105,18 @@ def plan(
     return found
 
 
-def _clear(archive: Path, section: SeriesRecipe, place: Place, every: list[Window]) -> tuple[np.ndarray, list[Reject]]:
+def _clear(
+    archive: Path, section: SeriesRecipe, place: Place, every: list[Window_px]
+) -> tuple[np.ndarray, list[Reject]]:
     """(image, patch) bool: valid enough; and a Reject for each image that cannot be read, which becomes a gap."""
-    clear = np.ones((len(place.seen), len(every)), bool)
+    clear = np.zeros((len(place.seen), len(every)), bool)
     unread: list[Reject] = []
-    if section.min_valid == 0:
-        return clear, unread
     for i, (_, path, index, _) in enumerate(place.seen):
         try:
             with opened(archive, section, path, index, survey=True) as pixels:
-                clear[i] = [pixels.valid(w).mean() >= section.min_valid for w in every]
+                share = np.array([pixels.valid(w).mean() for w in every])
+            clear[i] = (share > 0) & (share >= section.min_valid)
         except (SceneError, PatchError) as e:
-            clear[i] = False
             unread.append(rejected(path, e, archive))
     return clear, unread
 
@@ -142,7 +126,7 @@ def _patches(
     section: SeriesRecipe,
     contents: Contents,
     place: Place,
-    window: Window,
+    window: Window_px,
     clear: np.ndarray,
     files: list[str],
     masks: dict[str, Masks],
@@ -154,7 +138,7 @@ def _patches(
     if not steps:
         yield LeftOut(id, f"fewer than {section.dates.count} images that are valid enough")
     try:
-        classes = {f: present(masks[f](finer_window(window, section))) for f in sorted({f for f in files if f})}
+        found = {f: masks[f](finer_window(window, section)) for f in sorted({f for f in files if f})}
     except PatchError as e:
         yield rejected(id, e, archive)
         return
@@ -164,16 +148,16 @@ def _patches(
             yield LeftOut(id, f"fewer than {section.min_dates} images that are valid enough")
             continue
         used = {files[i] for i in there if files[i]}
-        if max((classes[f][1] for f in used), default=0.0) < section.min_labelled:
+        if max((labelled(found[f]) for f in used), default=0.0) < section.min_labelled:
             yield LeftOut(id, f"less than {section.min_labelled:g} of its pixels labelled at any date")
             continue
         yield Planned(
-            id=f"{id}_{place.dates[there[0]].replace(':', '')}" if section.dates.by == "window" else id,
+            id=f"{id}_{_when(place, there[0])}" if section.dates.by == "window" else id,
             source=place.name,
             crs=place.crs,
             transform=shifted(place.transform, window),
             date=place.dates[there[0]],
-            classes=tuple(sorted({c for f in used for c in classes[f][0]})),
+            classes=tuple(sorted({c for f in used for c in present(found[f])})),
             where={
                 "window": list(window),
                 "images": [None if i is None else [*place.seen[i][1:3], files[i]] for i in chosen],
@@ -181,6 +165,13 @@ def _patches(
             },
             dates=tuple("" if i is None else place.dates[i] for i in chosen),
         )
+
+
+def _when(place: Place, image: int) -> str:
+    """Its date, as it stands in ids; numbered from the second image of a date on."""
+    date = place.dates[image]
+    before = place.dates[:image].count(date)
+    return date.replace(":", "") + (f"_{before + 1}" if before else "")
 
 
 def _steps(section: SeriesRecipe, contents: Contents, place: Place, clear: np.ndarray) -> when.Steps:
@@ -221,7 +212,16 @@ def _read_together(
     if contents.layout.mask_px:
         failed |= _fill_masks(archive, section, contents, patches, arrays)
     for n, found in enumerate(arrays):
-        yield failed[n] if n in failed else Patch(found, _carried(found))
+        yield failed.get(n) or _checked(patches[n], found)
+
+
+def _checked(p: Planned, arrays: dict[str, np.ndarray]) -> Patch | Reject:
+    """An image that proves to be empty, as another band has nothing where the coarsest has, is no date."""
+    for date, valid in zip(p.dates, arrays["valid"], strict=True):
+        if date and not valid.any():
+            reason = f"none of it is valid on {date}, all bands looked at"
+            return Reject(p.id, p.source, reason, "valid pixels in each image that the plan took", fault=False)
+    return Patch(arrays, present(arrays["mask"]) if "mask" in arrays else ())
 
 
 def _empty(layout: Layout) -> dict[str, np.ndarray]:
@@ -241,12 +241,12 @@ def _uses(patches: list[Planned]) -> dict[tuple[str, int], list[tuple[int, int]]
     return found
 
 
-def _window(p: Planned) -> Window:
+def _window(p: Planned) -> Window_px:
     row, col, height, width = p.where["window"]
     return row, col, height, width
 
 
-def _fill_slot(arrays: dict[str, np.ndarray], slot: int, layout: Layout, pixels: Pixels, window: Window) -> None:
+def _fill_slot(arrays: dict[str, np.ndarray], slot: int, layout: Layout, pixels: Pixels, window: Window_px) -> None:
     for group in layout.groups:
         for i, band in enumerate(group.bands):
             arrays[group.name][slot, i] = pixels.read(band, window)
@@ -282,7 +282,3 @@ def _fill_mask(arrays: dict[str, np.ndarray], p: Planned, masks: dict[str, Masks
         if file:
             valid = arrays["valid"][slot].repeat(k, 0).repeat(k, 1)
             arrays["mask"][slot] = np.where(valid, found[file], IGNORE)
-
-
-def _carried(arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
-    return present(arrays["mask"])[0] if "mask" in arrays else ()

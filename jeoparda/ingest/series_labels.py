@@ -1,6 +1,5 @@
 """Labels of a series: which label file is whose image's, and their masks on the grid of a place."""
 
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -9,12 +8,23 @@ import numpy as np
 
 from jeoparda.errors import ArchiveError, PatchError, RecipeError
 from jeoparda.ingest import dates as when
+from jeoparda.ingest.cutting import rejected, scene_path
 from jeoparda.ingest.eopatch import label_array
 from jeoparda.ingest.ground import finer
-from jeoparda.ingest.places import Place, SeriesRecipe, Window
-from jeoparda.ingest.scenes import rejected
-from jeoparda.labels import LabelRecipe, Labels, Legend, Masks, classed, colors_of, open_labels
-from jeoparda.nomenclature import IGNORE
+from jeoparda.ingest.places import Place, SeriesRecipe
+from jeoparda.labels import (
+    LabelRecipe,
+    Labels,
+    Legend,
+    Masks,
+    classed,
+    colors_of,
+    filled,
+    label_files,
+    label_pattern,
+    open_labels,
+)
+from jeoparda.raster import Window_px
 from jeoparda.store import Contents, Reject
 
 
@@ -32,7 +42,7 @@ def classes_of(archive: Path, section: SeriesRecipe) -> tuple[tuple[str, ...], t
         return classes, colors_of(classes, labels.colors)
     if not labels.path:
         return (), ()
-    for file in _label_files(archive, section):
+    for file in label_files(labels, archive):
         found = open_labels(_labels_at(labels, file), archive)
         return found.classes, found.colors
     raise ArchiveError(f"{archive}: no label file matches labels.path = {labels.path!r}")
@@ -41,17 +51,6 @@ def classes_of(archive: Path, section: SeriesRecipe) -> tuple[tuple[str, ...], t
 def _labels_at(section: LabelRecipe, file: str) -> LabelRecipe:
     """The same labels in one file."""
     return LabelRecipe(**{**vars(section), "path": file, "name": ""})
-
-
-def _label_files(archive: Path, section: SeriesRecipe) -> list[str]:
-    """Every file that labels.path may mean, from the archive, sorted."""
-    pattern = re.sub(r"\{\w+\}", "*", section.labels.path)
-    if "*" not in pattern:
-        return [pattern]
-    where = Path(pattern)
-    root = Path(where.anchor) if where.is_absolute() else archive
-    found = sorted(root.glob(str(where.relative_to(where.anchor))))
-    return [str(p.relative_to(archive) if p.is_relative_to(archive) else p) for p in found]
 
 
 def labels_of(archive: Path, section: SeriesRecipe, contents: Contents, place: Place) -> tuple[list[str], list[Reject]]:
@@ -76,33 +75,33 @@ def labels_of(archive: Path, section: SeriesRecipe, contents: Contents, place: P
 
 
 def _label_each(archive: Path, section: SeriesRecipe, place: Place) -> list[str]:
-    path = section.labels.path
-    if "{date}" in path:
-        dated = [(when.date_in(Path(f).name) or when.date_in(f), f) for f in _label_files(archive, section)]
-        named = [(d, f) for d, f in dated if d and _named(section, place, f)]
-        return [_nearest(date, named, section.max_days) for date in place.dates]
-    files = [_fill(section, seen[3]) for seen in place.seen]
-    if "{scene}" in path:
-        return [f if (archive / f).exists() else "" for f in files]
-    if missing := [f for f in files if not (archive / f).exists()]:
-        raise PatchError(missing[0], "is missing", "the labels of this place, as labels.path says")
-    return files
+    """PatchError where what all images share is missing, or more than one file is an image's."""
+    if "{date}" in section.labels.path:
+        return _dated(archive, section, place)
+    own = "{scene}" in section.labels.path or "{path}" in section.labels.path
+    found = []
+    for _, unit, _, name in place.seen:
+        wanted = filled(section.labels, name, scene_path(unit, name), "")
+        hits = [f for f in label_files(_labels_at(section.labels, wanted), archive) if (archive / f).exists()]
+        if len(hits) > 1 or not (hits or own):
+            reason = f"{len(hits)} files match" if hits else "is missing"
+            raise PatchError(wanted, reason, "one label file of this place, as labels.path says")
+        found += hits or [""]
+    return found
 
 
-def _named(section: SeriesRecipe, place: Place, file: str) -> bool:
-    """Whether a dated label file is one of this place's: where labels.path has {name}, its own."""
-    day = when.date_in(Path(file).name) or when.date_in(file)
-    return "{name}" not in section.labels.path or file in {_fill(section, s[3], day) for s in place.seen}
-
-
-def _fill(section: SeriesRecipe, scene: str, date: str = "") -> str:
-    name = scene
-    if section.labels.name:
-        found = re.search(section.labels.name, scene)
-        if not (found and found.groups()):
-            raise PatchError(scene, f"does not match labels.name = {section.labels.name!r}", "a match with one group")
-        name = found.group(1)
-    return section.labels.path.format(scene=scene, name=name, date=date)
+def _dated(archive: Path, section: SeriesRecipe, place: Place) -> list[str]:
+    """Of the files that are an image's but for {date}, the nearest."""
+    dated = [(when.date_in(Path(f).name) or when.date_in(f), f) for f in label_files(section.labels, archive)]
+    own: dict[str, list[tuple[str, str]]] = {}
+    found = []
+    for date, unit, _, name in place.seen:
+        wanted = filled(section.labels, name, scene_path(unit, name), "{date}")
+        if wanted not in own:
+            fits = label_pattern(wanted).fullmatch
+            own[wanted] = [(day, f) for day, f in dated if day and fits(f)]
+        found.append(_nearest(date, own[wanted], section.max_days))
+    return found
 
 
 def _nearest(date: str, dated: list[tuple[str, str]], max_days: int) -> str:
@@ -136,7 +135,7 @@ def _eopatch_masks(folder: Path, section: SeriesRecipe, contents: Contents, name
     legend = Legend(f"{folder.name}/mask_timeless/{name}.npy", section.labels, contents.classes)
     k = section.mask_factor
 
-    def masks(window: Window) -> np.ndarray:
+    def masks(window: Window_px) -> np.ndarray:
         row, col, height, width = (v // k for v in window)
         here = values[row : row + height, col : col + width]
         return classed(here, np.ones(here.shape, bool), section.labels.nodata, legend).repeat(k, 0).repeat(k, 1)
@@ -144,12 +143,6 @@ def _eopatch_masks(folder: Path, section: SeriesRecipe, contents: Contents, name
     return masks
 
 
-def finer_window(window: Window, section: SeriesRecipe) -> Window:
+def finer_window(window: Window_px, section: SeriesRecipe) -> Window_px:
     row, col, height, width = (v * section.mask_factor for v in window)
     return row, col, height, width
-
-
-def present(mask: np.ndarray) -> tuple[tuple[int, ...], float]:
-    """(classes in a mask, share of its pixels that are labelled)."""
-    found = np.unique(mask[mask != IGNORE])
-    return tuple(found.tolist()), float((mask != IGNORE).mean())

@@ -5,7 +5,8 @@ A mended shard has to have the checksum that the whole one had, or it does not t
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jeoparda.files import sync
 from jeoparda.ingest import _ranges, finalise_by, payloads, row
 from jeoparda.ingest import plan as plans
 from jeoparda.ingest.recipe import IngestRecipe, source_of
-from jeoparda.ingest.source import Patch, Planned
+from jeoparda.ingest.source import Patch, Planned, Source
 from jeoparda.progress import track
 from jeoparda.raster import session
 from jeoparda.store import (
@@ -169,8 +170,7 @@ def _remake(
     wanted = [p for i, p in enumerate(kept) if i in again or i >= len(there)]
     source, section = source_of(r)
     names = {p.id for p in wanted}
-    with session():
-        fresh = iter(source.read(r.archive, section, plan.contents, wanted, payload) if wanted else ())
+    with session(), closing(_read(source, r, section, plan, wanted, payload)) as fresh:
 
         def rows() -> Iterator[Any]:
             place = 0
@@ -184,6 +184,14 @@ def _remake(
 
         scratch, digest = r.store / _SCRATCH, plan.digest(number)
         return write_shard(scratch, number, digest, plan.contents, rows(), len(planned)).info.sha256
+
+
+def _read(
+    source: Source, r: IngestRecipe, section: Any, plan: plans.Plan, wanted: list[Planned], payload: Any
+) -> Generator[Patch | Reject, None, None]:
+    """A source is not asked for nothing: its archive may be gone."""
+    if wanted:
+        yield from source.read(r.archive, section, plan.contents, wanted, payload)
 
 
 def _records(path: Path, shard: ShardInfo, dtype: np.dtype) -> np.ndarray:

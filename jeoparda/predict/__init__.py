@@ -30,6 +30,13 @@ NODATA = 255
 FULL = 250  # the byte that means probability 1
 STRIP_PX = 1024  # rows of the finest band that are read at once: 125 MB of a whole Sentinel-2 tile
 _QUICKLOOK_PX = 1024
+# how the names of sensors with more than one level of processing end
+_MEANING = {
+    "l1c": "top of the atmosphere",
+    "l2a": "surface reflectance",
+    "l1": "top of the atmosphere",
+    "l2": "surface reflectance",
+}
 _SAME_PIXEL = 1e-3  # relative: pixels of 63.997 m and 64 m are the same
 
 
@@ -295,21 +302,20 @@ def _picture(path: Path, rgb: np.ndarray) -> None:
 def _warnings(trained: Trained, scene: Scene) -> list[str]:
     """What a reader of the map must know."""
     trained_on = trained.about["sensor"]
-    found = list(scene.notes)
-    if trained_on.startswith("sentinel-2-") and scene.sensor.startswith("sentinel-2-"):
-        return [*_level_warning(trained_on.rpartition("-")[2].upper(), scene.level), *found]
+    (satellite, _, wanted), (other, _, level) = trained_on.rpartition("-"), scene.sensor.rpartition("-")
+    if satellite == other and wanted in _MEANING and level in _MEANING:
+        return [*_level_warning(wanted, level if scene.level else ""), *scene.notes]
     if scene.sensor != trained_on:
-        found.insert(0, f"The scene is of {scene.sensor}, the network was trained on {trained_on}.")
-    return found
+        return [f"The scene is of {scene.sensor}, the network was trained on {trained_on}.", *scene.notes]
+    return list(scene.notes)
 
 
 def _level_warning(wanted: str, level: str) -> list[str]:
     if not level:
-        return [f"The file names tell no processing level; the network was trained on {wanted}."]
+        return [f"The file names tell no processing level; the network was trained on {wanted.upper()}."]
     if level == wanted:
         return []
-    meaning = {"L1C": "top of the atmosphere", "L2A": "surface reflectance"}
     return [
-        f"The scene is {level} ({meaning[level]}), the network was trained on {wanted} ({meaning[wanted]}): "
-        "expect wrong classes."
+        f"The scene is {level.upper()} ({_MEANING[level]}), the network was trained on {wanted.upper()} "
+        f"({_MEANING[wanted]}): expect wrong classes."
     ]

@@ -5,6 +5,7 @@ cloud-optimised GeoTIFF. Nothing here resamples, fuses or rescales unless it is 
 """
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from jeoparda.files import whole
 # One thread in GDAL: parallelism is over patches and scenes, never hidden inside a read. The directory of a
 # patch is never listed: on a parallel filesystem that costs more than the read.
 _GDAL = {"GDAL_NUM_THREADS": "1", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO"}
+# Scenes are opened once, and what lies beside their files counts: .hdr, .aux.xml, world files, .msk.
+_SIDECARS = {"GDAL_DISABLE_READDIR_ON_OPEN": "FALSE", "GDAL_PAM_ENABLED": "YES"}
 
 Window_px = tuple[int, int, int, int]  # (row, col, height, width)
 
@@ -41,7 +44,8 @@ Window_px = tuple[int, int, int, int]  # (row, col, height, width)
 @dataclass(frozen=True)
 class RasterInfo:
     """What a raster file says of itself. `transform`: six numbers of the affine map from (col, row) to (x, y)
-    in the CRS's units; `crs`: "EPSG:n" where it has a code, else WKT, "" without a CRS."""
+    in the CRS's units; `crs`: "EPSG:n" where it has a code, else WKT, "" without a CRS; `masked`: a mask in the file,
+    or beside it, says which pixels are valid; `palette`: its numbers are places in a table of colours."""
 
     path: str
     height_px: int
@@ -51,25 +55,28 @@ class RasterInfo:
     crs: str
     transform: tuple[float, float, float, float, float, float]
     nodata: float | None
+    masked: bool = False
+    palette: bool = False
 
     @property
     def pixel_size(self) -> float:
-        return self.transform[0]
+        """From one column to the next, in the CRS's units, however the raster is turned."""
+        return math.hypot(self.transform[0], self.transform[3])
 
 
 @contextmanager
-def session(cache_mb: int = 0) -> Iterator[None]:
+def session(cache_mb: int = 0, sidecars: bool = False) -> Iterator[None]:
     """GDAL's settings for all that is read inside. `cache_mb`: bound of its block cache, which is the process's own;
-    0 leaves it. Without a session each read makes one of its own, for 30 us. Sessions end in the reverse order of
-    their beginning."""
-    more = {"GDAL_CACHEMAX": cache_mb << 20} if cache_mb else {}
-    with warnings.catch_warnings(), rasterio.Env(**_GDAL, **more):
+    0 leaves it. `sidecars`: files beside a raster are looked for, and say their part. Without a session each read makes
+    one of its own, for 30 us. Sessions end in the reverse order of their beginning."""
+    settings = _GDAL | (_SIDECARS if sidecars else {}) | ({"GDAL_CACHEMAX": cache_mb << 20} if cache_mb else {})
+    with warnings.catch_warnings(), rasterio.Env(**settings):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # planetary and plain images are welcome
         yield
 
 
 def _in_session() -> bool:
-    return hasenv() and getenv().get("GDAL_PAM_ENABLED") == _GDAL["GDAL_PAM_ENABLED"]
+    return hasenv() and "GDAL_PAM_ENABLED" in getenv()
 
 
 @contextmanager
@@ -119,7 +126,15 @@ def _info(source: rasterio.DatasetReader) -> RasterInfo:
         crs=crs_name(source.crs),
         transform=(t.a, t.b, t.c, t.d, t.e, t.f),
         nodata=source.nodata,
+        masked=_has_mask(source),
+        palette=rasterio.enums.ColorInterp.palette in source.colorinterp,
     )
+
+
+def _has_mask(source: rasterio.DatasetReader) -> bool:
+    """A mask for the whole file that is neither nodata nor a band of its own (alpha)."""
+    flags = source.mask_flag_enums[0]
+    return rasterio.enums.MaskFlags.per_dataset in flags and rasterio.enums.MaskFlags.alpha not in flags
 
 
 def crs_name(crs: Any) -> str:
@@ -168,17 +183,13 @@ def band_names(path: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
         return tuple((text or "", color.name) for text, color in said)
 
 
-def read_band(
-    path: str | os.PathLike[str] | bytes, band: int = 1, window: Window_px | None = None
-) -> tuple[np.ndarray, RasterInfo]:
-    """One band in its own type. `path`: of a file, or the file itself as bytes. `window`: (row, col, height, width)
-    in px, inside the raster.
+def read_band(path: str | os.PathLike[str] | bytes, band: int = 1) -> tuple[np.ndarray, RasterInfo]:
+    """One band in its own type. `path`: of a file, or the file itself as bytes.
 
     Returns (row, col) and the file's description. SceneError where the file is no raster or is truncated.
     """
     with _open(path) as source:
-        where = Window(window[1], window[0], window[3], window[2]) if window else None
-        return source.read(band, window=where), _info(source)
+        return source.read(band), _info(source)
 
 
 class OpenRaster:
@@ -216,11 +227,17 @@ class OpenRaster:
             raise SceneError(f"{self._called}: cannot be read at (row, col) = ({row}, {col}): {_reason(e)}") from e
 
     def outside(self, window: Window_px) -> np.ndarray | None:
-        """Where a resampled raster had nothing to resample from, (row, col) bool; None where its pixels say it
-        themselves, by `nodata`."""
-        if self._source is self._file or self._source.count == self._file.count:
+        """Where the file's own mask says that there is nothing, or a resampled raster had nothing to resample from,
+        (row, col) bool; None where its pixels say it themselves, by `nodata`."""
+        if self._source.count > self._file.count:
+            return self.read(self._source.count, window) == 0
+        if self._source is not self._file or not _has_mask(self._file):
             return None
-        return self.read(self._source.count, window) == 0
+        row, col, height, width = window
+        try:
+            return self._file.read_masks(1, window=Window(col, row, width, height)) == 0
+        except RasterioError as e:
+            raise SceneError(f"{self._called}: its mask cannot be read: {_reason(e)}") from e
 
     def close(self) -> None:
         self._source.close()
@@ -345,7 +362,7 @@ def write_map(
 
 def thumbnail(path: str | os.PathLike[str], longest_px: int, band: int = 1) -> np.ndarray:
     """A band, averaged down so that its longer side has at most `longest_px` pixels; (row, col)."""
-    with _open(path) as source:
+    with session(sidecars=True), _open(path) as source:
         shrink = max(1.0, max(source.height, source.width) / longest_px)
         shape = (round(source.height / shrink), round(source.width / shrink))
         return source.read(band, out_shape=shape, resampling=rasterio.enums.Resampling.average)

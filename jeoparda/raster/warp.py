@@ -26,7 +26,6 @@ def warp(
     shape: tuple[int, int],
     method: Method,
     scale: float,
-    min_weight: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray]:
     """image: (band, row, col) on the grid `source`; valid: (row, col). A grid is (CRS, affine map).
 
@@ -35,11 +34,11 @@ def warp(
     that the result does not depend on the window). Both weigh valid pixels only.
 
     Returns (band, row, col) of the same type, integers rounded, 0 where there is no value; and (row, col) bool, where
-    at least `min_weight` of the weight is on valid pixels.
+    at least half of the weight is on valid pixels.
     """
     there = valid.astype(np.float64)
     weight = _linear(there, source, target, shape, method, scale)
-    known = weight >= max(min_weight, 1e-6)
+    known = weight >= 0.5
     out = np.zeros((len(image), *shape), image.dtype)
     for i, band in enumerate(image):
         total = _linear(np.where(valid, band, 0).astype(np.float64), source, target, shape, method, scale)

@@ -8,7 +8,10 @@ from jeoparda.errors import SceneError
 from jeoparda.raster import RasterInfo, Window_px, crs_unit, describe
 from jeoparda.scene.model import BandFile, Fusion, Scene
 from jeoparda.scene.recipe import SceneRecipe
+from jeoparda.sensors import DIGITAL_NUMBER
 
+_UNBOUNDED = "No nodata value, alpha or mask: every pixel counts as measured; else set the scene's `nodata`."
+_MASKS_UNSEEN = "Pansharpened: masks inside of the files are not looked at, nodata values are."
 _SAME_PX = 0.05  # corners this near, in px of the finest band, are the same corner
 
 
@@ -17,6 +20,12 @@ def assemble(scene: Scene, options: SceneRecipe, pan: BandFile | None = None) ->
 
     SceneError names a band that lies elsewhere than the finest, unless `options.align` resamples it.
     """
+    if tables := [f.path for f in scene.files.values() if f.info.palette]:
+        raise SceneError(
+            f"{tables[0]}: its numbers are places in a table of colours, no measurements; expected bands; leave it "
+            "out, or expand it to red, green and blue"
+        )
+    scene = dataclasses.replace(scene, notes=(*scene.notes, *_unbounded(scene)))
     files = dict(sorted(scene.files.items(), key=lambda item: _metres(item[1].info)))
     finest = next(iter(files.values())).info
     files = {band: _fitting(f, band, finest, options) for band, f in files.items()}
@@ -25,6 +34,12 @@ def assemble(scene: Scene, options: SceneRecipe, pan: BandFile | None = None) ->
         return _fused(scene, pan, options)
     quality = tuple(dataclasses.replace(q, file=_fitting(q.file, "", finest, options)) for q in scene.quality)
     return dataclasses.replace(scene, quality=quality)
+
+
+def _unbounded(scene: Scene) -> tuple[str, ...]:
+    """A note where nothing says which digital numbers were measured."""
+    told = scene.quality or any(f.nodata is not None or f.info.masked for f in scene.files.values())
+    return () if told or scene.unit != DIGITAL_NUMBER else (_UNBOUNDED,)
 
 
 def _metres(info: RasterInfo) -> float:
@@ -56,14 +71,18 @@ def _fused(scene: Scene, pan: BandFile | None, options: SceneRecipe) -> Scene:
     quality = tuple(
         q if same_ground(q.file.info, grid) else dataclasses.replace(q, file=onto(q.file, grid)) for q in scene.quality
     )
-    return dataclasses.replace(scene, files=files, quality=quality)
+    unseen = any(f.info.masked for f in (pan, *scene.files.values()))
+    notes = (*scene.notes, _MASKS_UNSEEN) if unseen else scene.notes
+    return dataclasses.replace(scene, files=files, quality=quality, notes=notes)
 
 
 def _covered(pan: RasterInfo, ground: RasterInfo) -> Window_px:
     """The whole pixels of a panchromatic band that the others cover. Landsat's lies half a pixel inside of them, other
     products' may reach beyond."""
     left, top, right, bottom = _corners(ground)
-    a, _, x, _, e, y = pan.transform
+    a, b, x, d, e, y = pan.transform
+    if b or d or ground.transform[1] or ground.transform[3]:
+        raise SceneError(f"{pan.path}: is turned, or {ground.path} is; expected north up to be pansharpened")
     near = _SAME_PX  # px of pan
     col, row = (max(0, math.ceil(v - near)) for v in ((left - x) / a, (top - y) / e))
     end_col, end_row = (math.floor(v + near) for v in ((right - x) / a, (bottom - y) / e))
@@ -79,6 +98,11 @@ def _fitting(file: BandFile, band: str, finest: RasterInfo, options: SceneRecipe
     if same_ground(file.info, finest):
         return file
     if options.align == "resample":
+        if bool(file.info.crs) != bool(finest.crs):
+            raise SceneError(
+                f"{file.path}: has {file.info.crs or 'no CRS'}, {finest.path} has {finest.crs or 'none'}; expected a "
+                "CRS for both, or for neither, to resample one onto the other"
+            )
         return onto(file, finest)
     what = f"band {band}" if band else "mask"
     raise SceneError(
@@ -100,8 +124,8 @@ def same_ground(info: RasterInfo, finest: RasterInfo) -> bool:
     """Whether both cover the same corners in the same CRS, and the pixels of one are whole numbers of the other's."""
     if info.crs != finest.crs:
         return False
-    near = _SAME_PX * abs(finest.pixel_size)
-    corners = zip(_corners(info), _corners(finest), strict=True)
+    near = _SAME_PX * finest.pixel_size
+    corners = zip((*_corners(info), *_top_right(info)), (*_corners(finest), *_top_right(finest)), strict=True)
     return all(abs(a - b) < near for a, b in corners) and _whole(info, finest)
 
 
@@ -116,6 +140,12 @@ def _whole(info: RasterInfo, finest: RasterInfo) -> bool:
 def _corners(f: RasterInfo) -> tuple[float, ...]:
     a, b, x, d, e, y = f.transform
     return x, y, x + a * f.width_px + b * f.height_px, y + d * f.width_px + e * f.height_px
+
+
+def _top_right(f: RasterInfo) -> tuple[float, ...]:
+    """Where the first row ends: tells rasters apart that are turned or mirrored."""
+    a, _, x, d, _, y = f.transform
+    return x + a * f.width_px, y + d * f.width_px
 
 
 def _ground(f: RasterInfo) -> tuple[object, ...]:

@@ -82,17 +82,14 @@ def _rule(folder: Path, found: list[str], options: SceneRecipe) -> Rule:
 def by_pattern(pattern: str) -> Rule:
     """What a regular expression reads off a name; a date of eight digits becomes ISO 8601. RecipeError where the
     expression is none."""
-    try:
-        expression = re.compile(pattern)
-    except re.error as e:
-        raise RecipeError(f"pattern = {pattern!r}: not a regular expression: {e}") from e
+    expression = names.expression(pattern)
 
     def rule(name: str) -> Named | None:
         m = expression.search(name)
         said = m.groupdict() if m else {}
         if not said.get("band"):
             return None
-        date = re.sub(r"^(\d{4})(\d{2})(\d{2})", r"\1-\2-\3", said.get("date") or "")
+        date = names.date_of(said)
         return Named("_".join(filter(None, (said.get("scene"), date))), said["band"], date)
 
     if "band" not in expression.groupindex:

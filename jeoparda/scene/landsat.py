@@ -7,6 +7,7 @@ QA_PIXEL and of Collection 1's BQA: Landsat Quality Assessment bands (USGS).
 
 import json
 import math
+import os
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from jeoparda.scene import names
 from jeoparda.scene.fit import assemble, take
 from jeoparda.scene.model import BandFile, Quality, Scene
 from jeoparda.scene.recipe import Cover, SceneRecipe
-from jeoparda.sensors import REFLECTANCE, SENSORS, Sensor
+from jeoparda.sensors import LANDSAT, REFLECTANCE, SENSORS, Sensor
 
-_MTL = re.compile(r"^(?P<scene>.+)_MTL\.(?P<kind>txt|json|xml)$")
+_MTL = re.compile(r"^(?P<scene>[^.].*)_MTL\.(?P<kind>txt|json|xml)$", re.IGNORECASE)
 _BAND = re.compile(r"^FILE_NAME_BAND_(?:ST_B)?(\d+(?:_VCID_\d)?)$")
 # bits of QA_PIXEL, and of Collection 1's BQA: (mask, value); two bits are a confidence, 3 is high
 _QA_PIXEL: dict[Cover, tuple[int, int]] = {
@@ -68,6 +69,11 @@ class Metadata:
         """ "L2SP", "L1TP": Collection 1 calls it DATA_TYPE."""
         return self.contents.get("PROCESSING_LEVEL") or self.contents.get("DATA_TYPE", "")
 
+    @property
+    def surface(self) -> bool:
+        """Whether it is Level-2."""
+        return self.level.startswith("L2")
+
 
 def scenes(folder: Path, options: SceneRecipe) -> list[Path]:
     """The scenes that `folder` itself holds: one for each MTL file."""
@@ -84,6 +90,8 @@ def open_one(path: Path, bands: tuple[str, ...], options: SceneRecipe) -> Scene:
     sensor = _sensor(mtl)
     listed = _files(mtl, folder)
     wanted = bands or sensor.bands
+    if missing := [b for b in wanted if b not in listed]:
+        raise SceneError(_missing(mtl, missing, listed, folder))
     files = take({b: _scaled(b, p, sensor, mtl, options) for b, p in listed.items() if b in wanted}, wanted, folder)
     pan_name = options.pan or sensor.pan
     pan = names.band_file(listed[pan_name], options) if options.pansharpen and pan_name in listed else None
@@ -105,10 +113,10 @@ def open_one(path: Path, bands: tuple[str, ...], options: SceneRecipe) -> Scene:
 
 def _mtl(folder: Path) -> dict[str, Path]:
     """Scene -> its MTL file; txt before json before xml."""
+    named = [m for name in sorted(os.listdir(folder)) if (m := _MTL.match(name))]
     found: dict[str, Path] = {}
-    for suffix in ("txt", "json", "xml"):
-        for path in sorted(folder.glob(f"*_MTL.{suffix}")):
-            found.setdefault(path.name.removesuffix(f"_MTL.{suffix}"), path)
+    for m in sorted(named, key=lambda m: ("txt", "json", "xml").index(m["kind"].lower())):
+        found.setdefault(m["scene"], folder / m.string)
     return dict(sorted(found.items()))
 
 
@@ -117,7 +125,7 @@ def _mtl(folder: Path) -> dict[str, Path]:
 
 def parse(path: Path) -> Metadata:
     """The groups of an MTL file. SceneError where it is none."""
-    read = {".txt": _text, ".json": _json, ".xml": _xml}[path.suffix]
+    read = {".txt": _text, ".json": _json, ".xml": _xml}[path.suffix.lower()]
     try:
         found = read(path.read_text())
     except (OSError, ValueError, ET.ParseError, AttributeError) as e:
@@ -150,31 +158,55 @@ def _xml(text: str) -> Groups:
 
 def _sensor(mtl: Metadata) -> Sensor:
     said = mtl.get("SPACECRAFT_ID").lower().replace("_", "-")
-    if said not in SENSORS:
-        known = ", ".join(s for s in SENSORS if s.startswith("landsat"))
+    name = f"{said}-{'l2' if mtl.surface else 'l1'}"
+    if name not in SENSORS:
+        known = ", ".join(s.name.removesuffix("-l1") for s in LANDSAT if s.name.endswith("-l1"))
         raise SceneError(f"{mtl.path}: the spacecraft is {said}; there are {known}")
-    return SENSORS[said]
+    return SENSORS[name]
 
 
 def _files(mtl: Metadata, folder: Path) -> dict[str, Path]:
-    """Band -> its file, of those that are there."""
-    found = {f"B{m[1]}": folder / v for k, v in mtl.contents.items() if (m := _BAND.match(k))}
-    return {band: path for band, path in found.items() if path.exists()}
+    """Band -> its file, of those that are there. The MTL file may write .TIF where the disk has .tif."""
+    there = _there(folder)
+    return {band: there[name.lower()] for band, name in _listed(mtl).items() if name.lower() in there}
+
+
+def _there(folder: Path) -> dict[str, Path]:
+    """Name in lower case -> file."""
+    return {name.lower(): folder / name for name in os.listdir(folder)}
+
+
+def _listed(mtl: Metadata) -> dict[str, str]:
+    return {f"B{m[1]}": v for k, v in mtl.contents.items() if (m := _BAND.match(k))}
+
+
+def _missing(mtl: Metadata, missing: list[str], found: dict[str, Path], folder: Path) -> str:
+    text = f"{folder}: no raster for band {', '.join(missing)}; found {', '.join(found) or 'none'}"
+    if lost := [name for band, name in _listed(mtl).items() if band in missing]:
+        return f"{text}; {mtl.path} lists {', '.join(lost)}: the product is incomplete, get it again"
+    return f"{text}; {mtl.path} lists {', '.join(_listed(mtl)) or 'no bands'}"
 
 
 def _scaled(band: str, path: Path, sensor: Sensor, mtl: Metadata, options: SceneRecipe) -> BandFile:
     """With gain and offset to reflectance x 10000. Zero is fill in all Landsat products."""
-    info = names.band_file(path, options).info
-    nodata = 0 if options.nodata is None else options.nodata
+    file = names.band_file(path, options)
+    info, nodata = file.info, 0 if file.nodata is None else file.nodata
     if band in sensor.thermal:
-        return BandFile(str(path), 1, info, nodata=nodata)
-    surface = mtl.level.startswith("L2")
-    groups = _LEVEL2 if surface else _LEVEL1
+        return BandFile(str(path), 1, info, nodata=nodata, least=0)
+    groups = _LEVEL2 if mtl.surface else _LEVEL1
     number = band[1:]
     gain = 1e4 * float(mtl.get(f"REFLECTANCE_MULT_BAND_{number}", *groups))
     offset = 1e4 * float(mtl.get(f"REFLECTANCE_ADD_BAND_{number}", *groups))
-    sun = 1.0 if surface else math.sin(math.radians(float(mtl.get("SUN_ELEVATION", "IMAGE_ATTRIBUTES"))))
+    sun = 1.0 if mtl.surface else _sun(mtl)
     return BandFile(str(path), 1, info, gain / sun, offset / sun, nodata)
+
+
+def _sun(mtl: Metadata) -> float:
+    """Sine of the sun's elevation. SceneError where it was below the horizon: nothing there is reflectance."""
+    elevation = float(mtl.get("SUN_ELEVATION", "IMAGE_ATTRIBUTES"))
+    if elevation <= 0:
+        raise SceneError(f"{mtl.path}: SUN_ELEVATION is {elevation:g}; expected a scene by day, above 0 degrees")
+    return math.sin(math.radians(elevation))
 
 
 def _quality(mtl: Metadata, folder: Path, options: SceneRecipe) -> tuple[Quality, ...]:
@@ -183,10 +215,11 @@ def _quality(mtl: Metadata, folder: Path, options: SceneRecipe) -> tuple[Quality
     for key, bits in (("FILE_NAME_QUALITY_L1_PIXEL", _QA_PIXEL), ("FILE_NAME_BAND_QUALITY", _BQA)):
         if key not in named or not options.invalid_qa:
             continue
-        if not (folder / named[key]).exists():
+        there = _there(folder)
+        if named[key].lower() not in there:
             raise SceneError(
                 f"{folder / named[key]}: the MTL file lists this mask, and it is missing; get it, or set invalid_qa: []"
             )
-        file = names.band_file(folder / named[key], options)
+        file = names.band_file(there[named[key].lower()], options)
         return (Quality(file, bits=tuple(bits[c] for c in options.invalid_qa if c in bits)),)
     return ()

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Self
 
@@ -18,7 +18,8 @@ from jeoparda.store import Group
 class BandFile:
     """Where a band's pixels are. index: of the band in its file, from 1. info: of the grid that is read, which is
     the file's own unless `warped`. The stored pixel is digital number * gain + offset, in the scene's unit; digital
-    numbers equal to `nodata` (None: there are none) are stored as 0."""
+    numbers equal to `nodata` (None: there are none) are stored as 0. least: what a measured pixel is stored as at
+    least, where the unit is reflectance."""
 
     path: str
     index: int
@@ -27,6 +28,7 @@ class BandFile:
     offset: float = 0.0
     nodata: float | None = None
     warped: bool = False
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,13 @@ class Scene:
 
     def reader(self, cache_mb: int = 256) -> "SceneReader":
         """Pixels of the scene, inside `with`. `cache_mb`: bound of GDAL's block cache, of the whole process."""
-        return SceneReader(self, cache_mb)
+        return SceneReader(self, cache_mb, self.bands)
+
+    def surveyed(self, cache_mb: int = 256) -> "SceneReader":
+        """A reader whose `valid` asks but the band with the fewest pixels, the first of equals, and the product's
+        masks; of fused bands all. What all bands say is valid is valid to it too, and decoding costs little."""
+        coarsest = min(self.files, key=lambda b: self.files[b].info.height_px * self.files[b].info.width_px)
+        return SceneReader(self, cache_mb, self.bands if self.fusion else (coarsest,))
 
 
 # ---- pixels
@@ -148,8 +156,9 @@ class SceneReader:
     Readers end in the reverse order of their beginning, as nested `with` blocks do.
     """
 
-    def __init__(self, scene: Scene, cache_mb: int) -> None:
+    def __init__(self, scene: Scene, cache_mb: int, asked: tuple[str, ...]) -> None:
         self.scene = scene
+        self._asked = asked  # which pixels are valid
         self._cache_mb = cache_mb
         self._dtypes = {band: scene.dtype(band) for band in scene.bands}
         self._open: dict[tuple[str, str], OpenRaster] = {}
@@ -157,7 +166,7 @@ class SceneReader:
         self._empty: dict[str, tuple[Window_px, np.ndarray | None]] = {}  # of the last window read of a band
 
     def __enter__(self) -> Self:
-        self._left.enter_context(session(self._cache_mb))
+        self._left.enter_context(session(self._cache_mb, sidecars=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,9 +184,9 @@ class SceneReader:
         return stored(numbers, empty, file, self._dtypes[band], self.scene.unit == REFLECTANCE)
 
     def measured(self, window: Window_px) -> np.ndarray:
-        """(row, col) bool on the finest grid: every band has data there."""
+        """(row, col) bool on the finest grid: every band that is asked has data there."""
         good = np.ones(window[2:], bool)
-        for band in self.scene.bands:
+        for band in self._asked:
             last, empty = self._empty.get(band, (None, None))  # most often the window has just been read
             if last != window:
                 empty = self._numbers(band, window)[1]
@@ -201,7 +210,8 @@ class SceneReader:
         else:
             source, index = self._raster(band), file.index
         numbers = source.read(index, own)
-        return numbers, no_data(numbers, file.nodata, source.outside(own))
+        values = (file.nodata, 0.0) if self.scene.unit == REFLECTANCE else (file.nodata,)  # there, 0 is fill
+        return numbers, no_data(numbers, values, source.outside(own))
 
     def _masked(self, quality: Quality, window: Window_px) -> np.ndarray:
         """Where a product's mask says invalid, on the finest grid. It may be coarser than a window is: what it covers
@@ -254,13 +264,15 @@ class SceneReader:
         return self._open[key]
 
 
-def no_data(numbers: np.ndarray, nodata: float | None, outside: np.ndarray | None = None) -> np.ndarray | None:
-    """Where there is no data, boolean; None where there is data everywhere. In floats, nan is never data."""
+def no_data(
+    numbers: np.ndarray, values: Iterable[float | None], outside: np.ndarray | None = None
+) -> np.ndarray | None:
+    """Where there is no data, boolean: pixels of one of `values`; None where there is data everywhere. In floats, nan
+    is never data."""
     parts: list[np.ndarray] = [] if outside is None else [outside]
     if numbers.dtype.kind == "f":
         parts.append(np.isnan(numbers))
-    if nodata is not None and nodata == nodata:
-        parts.append(numbers == nodata)
+    parts += [numbers == v for v in dict.fromkeys(values) if v is not None and v == v]
     if not parts:
         return None
     empty: np.ndarray = functools.reduce(np.logical_or, parts)
@@ -270,12 +282,14 @@ def no_data(numbers: np.ndarray, nodata: float | None, outside: np.ndarray | Non
 def stored(numbers: np.ndarray, empty: np.ndarray | None, file: BandFile, dtype: str, scaled: bool) -> np.ndarray:
     """Digital numbers as they are stored, in `dtype`; 0 without data. scaled: as reflectance x 10000.
 
-    There, what was measured is at least 1: the offsets of Sentinel-2 and Landsat make small negative values of deep
-    shadow, and 0 means no data.
+    There, what was measured is at least `file.least`: the offsets of Sentinel-2 and Landsat make small negative values
+    of deep shadow, and 0 means no data. Numbers without gain and offset that `dtype` holds stay what they are.
     """
-    if scaled and (file.gain != 1 or file.offset):
-        exact = np.float32 if file.gain == 1 else np.float64  # 24 bits hold a shifted number of 16 bits
-        out = np.clip(np.rint(numbers * exact(file.gain) + exact(file.offset)), 1, 65535).astype(dtype)
+    if scaled and (file.gain != 1 or file.offset or not np.can_cast(numbers.dtype, dtype)):
+        clean = numbers if empty is None else np.where(empty, numbers.dtype.type(0), numbers)  # nan is not to be cast
+        short = file.gain == 1 and numbers.dtype.itemsize <= 2  # 24 bits hold a shifted number of 16 bits
+        exact = np.float32 if short else np.float64
+        out = np.clip(np.rint(clean * exact(file.gain) + exact(file.offset)), file.least, 65535).astype(dtype)
     else:
         out = numbers.astype(dtype, copy=False)
     if empty is not None:

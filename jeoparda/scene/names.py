@@ -4,11 +4,12 @@ A scene that shares its folder with others is called FOLDER/SCENE, a path that n
 """
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jeoparda.errors import SceneError
+from jeoparda.errors import RecipeError, SceneError
 from jeoparda.raster import describe
 from jeoparda.scene.model import BandFile
 from jeoparda.scene.recipe import SceneRecipe
@@ -26,6 +27,19 @@ class Named:
 
 
 Rule = Callable[[str], Named | None]
+
+
+def expression(pattern: str) -> re.Pattern[str]:
+    """The recipe's `pattern`, to be searched in names. RecipeError where it is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as e:
+        raise RecipeError(f"pattern = {pattern!r}: not a regular expression: {e}") from e
+
+
+def date_of(said: Mapping[str, str | None]) -> str:
+    """The group `date` of a pattern; eight digits become ISO 8601, "" without one."""
+    return re.sub(r"^(\d{4})(\d{2})(\d{2})", r"\1-\2-\3", said.get("date") or "")
 
 
 def rasters(folder: Path) -> list[str]:

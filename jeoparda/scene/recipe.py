@@ -28,7 +28,8 @@ class SceneRecipe:
     rgb: tuple[str, ...] = opt((), "bands of a picture in true colour; empty: the sensor's own")
     nodata: float | None = opt(None, "value of pixels without data; null: as the files say")
     offset: float | None = opt(
-        None, "safe without its MTD_MSI*.xml: what to add to digital numbers, -1000 from baseline 04.00 on, else 0"
+        None,
+        "safe: what to add to digital numbers, -1000 from baseline 04.00 on, else 0; null: as the metadata say",
     )
     invalid_scl: tuple[int, ...] = opt(
         (0, 1, 3, 8, 9, 10), "safe L2A: scene classes that are not valid; 3 shadow, 8, 9 cloud, 10 cirrus, 11 snow"
@@ -37,7 +38,9 @@ class SceneRecipe:
         ("fill", "dilated cloud", "cirrus", "cloud", "cloud shadow"), "landsat: what is not valid in QA_PIXEL"
     )
     invalid_cmask: tuple[int, ...] = opt(
-        (2, 4, 255), "cbers: values of CMASK that are not valid; 2 shadow, 3 snow, 4 cloud, 255 no data or cloud"
+        (2, 4, 255),
+        "cbers: values of CMASK that are not valid, of 0, 1 clear, 2 shadow, 3 snow, 4 cloud, 255 no data; in newer "
+        "ones (0 no data, 127 clear, 255 cloud) 0 and 255 always; []: no mask",
     )
     align: Literal["refuse", "resample"] = opt(
         "refuse", "bands on different grids; resample: bilinear onto the finest band's grid"

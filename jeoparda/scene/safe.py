@@ -25,6 +25,7 @@ from jeoparda.sensors import REFLECTANCE, SENTINEL_2_L1C, SENTINEL_2_L2A
 # bandId of the metadata -> name
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 OFFSET_FROM = "0400"  # the first baseline with an offset, of 25 January 2022
+_TOOLBOX = "9000"  # from here on baselines of Sen2Cor outside of ESA's ground segment, 99.99 most often
 _OFFSET_DATE = "2022-01-25"
 _IMAGE = re.compile(
     r"^(?P<scene>.*?)_?(?P<band>B\d{2}|B8A|SCL)(?:_(?P<m>\d+)m)?\.(?:jp2|tiff?)$", re.IGNORECASE
@@ -54,15 +55,20 @@ class Product:
 
 def scenes(folder: Path, options: SceneRecipe) -> list[Path]:
     """The scenes that `folder` itself is: a product, each granule of an old product with many, or bare images."""
-    granules = _granules(folder)
-    if granules or _metadata(folder):
+    if is_product(folder):
+        granules = _granules(folder)
         return [folder] if len(granules) <= 1 else granules
-    if any((folder / sub).is_dir() for sub in _FOLDERS) or (folder / "IMG_DATA").is_dir():
-        return [folder]
     named = [n for n in names.rasters(folder) if (m := _IMAGE.match(n)) and m["band"] != "SCL"]
     if not named or (options.kind == "auto" and not _TELLING.search(f"{named[0]} {folder.name}")):
         return []
     return names.paths(folder, names.by_scene(folder, named, _rule))
+
+
+def is_product(folder: Path) -> bool:
+    """Whether all that lies below is of one product, or of one of its granules."""
+    if _granules(folder) or _metadata(folder):
+        return True
+    return any((folder / sub).is_dir() for sub in ("IMG_DATA", *_FOLDERS))
 
 
 def open_one(path: Path, bands: tuple[str, ...], options: SceneRecipe) -> Scene:
@@ -88,7 +94,7 @@ def open_one(path: Path, bands: tuple[str, ...], options: SceneRecipe) -> Scene:
 
 
 def _granules(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("GRANULE/*") if (p / "IMG_DATA").is_dir())
+    return sorted(p for p in folder.glob("GRANULE/[!.]*") if (p / "IMG_DATA").is_dir())
 
 
 def _images(path: Path) -> dict[str, Path]:
@@ -175,7 +181,7 @@ def parse(path: Path) -> Product:
     entries = [e for tag in ("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET") for e in root.iter(tag)]
     offsets = {BAND_IDS[int(e.attrib["band_id"])]: float(e.text or 0) for e in entries}
     baseline = one("PROCESSING_BASELINE")
-    if baseline.replace(".", "") >= OFFSET_FROM and not offsets:
+    if OFFSET_FROM <= baseline.replace(".", "") < _TOOLBOX and not offsets:
         raise SceneError(f"{path}: baseline {baseline} has no offsets in it; expected one a band from 04.00 on")
     return Product(
         path=str(path),
@@ -195,19 +201,43 @@ def parse(path: Path) -> Product:
 def _scaled(scene: Scene, product: Product | None, options: SceneRecipe) -> Scene:
     """With gain, offset and date: of the metadata; of the recipe; or, said in a note, of what was so at that date."""
     if product:
-        gain, offsets, date = 1e4 / product.quantification, product.offsets, product.date
-        notes: tuple[str, ...] = ()
+        gain, date = 1e4 / product.quantification, product.date
+        offsets, notes = _told(scene, product, options)
     else:
+        _check_types(scene)
         date = _iso(next(iter(scene.files.values())).path.rpartition("/")[2]) or _iso(Path(scene.folder).name)
         offset, notes = _assumed(scene, date, options)
         gain, offsets = 1.0, dict.fromkeys(scene.files, offset)
 
     def scaled(band: str, f: BandFile) -> BandFile:
-        nodata = 0 if options.nodata is None else options.nodata  # zero is no data in all Sentinel-2 products
+        nodata = 0 if f.nodata is None else f.nodata  # zero is no data in all Sentinel-2 products
         return dataclasses.replace(f, gain=gain, offset=offsets.get(band, 0.0) * gain, nodata=nodata)
 
     files = {band: scaled(band, f) for band, f in scene.files.items()}
     return dataclasses.replace(scene, files=files, date=date, notes=notes)
+
+
+def _told(scene: Scene, product: Product, options: SceneRecipe) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Offsets by band: the recipe's, which takes precedence, or the metadata's."""
+    if options.offset is not None:
+        said = f"Offset {options.offset:g} as the recipe says, whatever the metadata do."
+        return dict.fromkeys(scene.files, options.offset), (said,)
+    if product.offsets or product.baseline.replace(".", "") < _TOOLBOX:
+        return product.offsets, ()
+    return {}, (
+        f"Baseline {product.baseline} is of Sen2Cor run by a user, and its metadata have no offsets: taken as 0. If "
+        "the numbers carry one, set the scene's `offset`.",
+    )
+
+
+def _check_types(scene: Scene) -> None:
+    """Without metadata, only the type of the product's own images has a scale that is known."""
+    for band, f in scene.files.items():
+        if f.info.dtype != "uint16":
+            raise SceneError(
+                f"{f.path}: band {band} is {f.info.dtype}; expected uint16 digital numbers of a Sentinel-2 product, or "
+                "its metadata; use the scene's `kind: folder` to take pixels as they are"
+            )
 
 
 def _assumed(scene: Scene, date: str, options: SceneRecipe) -> tuple[float, tuple[str, ...]]:
@@ -234,9 +264,9 @@ def _level(text: str, image: Path) -> str:
     if found := _LEVEL.search(text):
         return found[1] or found[2]
     # the compact names of L1C images carry no pixel size, those of L2A do
-    if image.suffix != ".jp2":
+    if image.suffix.lower() != ".jp2":
         return ""
-    return "L2A" if re.search(r"_\d+m\.jp2$", image.name) else "L1C"
+    return "L2A" if re.search(r"_\d+m\.jp2$", image.name, re.IGNORECASE) else "L1C"
 
 
 def _name(path: Path, image: Path) -> str:

@@ -4,7 +4,6 @@ Bands are called as the recipe says, else as the file describes them, else by co
 An alpha band says what is valid.
 """
 
-import re
 from pathlib import Path
 
 from jeoparda.errors import RecipeError
@@ -38,7 +37,7 @@ def open_one(path: Path, bands: tuple[str, ...], options: SceneRecipe) -> Scene:
         folder=str(path),
         sensor=options.sensor or "generic",
         level="",
-        date=re.sub(r"^(\d{4})(\d{2})(\d{2})", r"\1-\2-\3", _said(path.name, options).get("date") or ""),
+        date=names.date_of(_said(path.name, options)),
         unit=DIGITAL_NUMBER,
         rgb=names.colours(options, rgb_of(options.sensor, files), tuple(files)),
         files=files,
@@ -50,7 +49,7 @@ def open_one(path: Path, bands: tuple[str, ...], options: SceneRecipe) -> Scene:
 
 def _said(name: str, options: SceneRecipe) -> dict[str, str]:
     """The groups of the recipe's pattern, in a file's name."""
-    m = re.search(options.pattern, name) if options.pattern else None
+    m = names.expression(options.pattern).search(name) if options.pattern else None
     return (m.groupdict() or {"": m[0]}) if m else {}
 
 

@@ -29,6 +29,7 @@ from jeoparda.store import Reject, Store
 from jeoparda.synth.landscape import mgrs_tile
 from tests.archive import make_archive
 from tests.conftest import SHARED
+from tests.scenes import pixel_m
 
 TILE = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
 OTHER = "S2B_MSIL2A_20180515T94029_N9999_R036_T35VNH"  # 9:40:29, as some are written
@@ -223,7 +224,7 @@ def add_patch(root: Path, patch: str, seed: int) -> None:
     folder = root / "BigEarthNet-S2" / tile / patch
     folder.mkdir(parents=True)
     for band in SENTINEL_2_L2A.bands:
-        m = SENTINEL_2_L2A.pixel_m(band)
+        m = pixel_m(SENTINEL_2_L2A, band)
         values = rng.integers(1, 9000, (1200 // m, 1200 // m), dtype=np.uint16)
         write_band(folder / f"{patch}_{band}.tif", values, crs, (m, 0.0, ulx, 0.0, -m, uly))
     folder = root / "Reference_Maps" / tile / patch

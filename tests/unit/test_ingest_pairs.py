@@ -10,7 +10,7 @@ from jeoparda.degrade import degrade
 from jeoparda.errors import ArchiveError, RecipeError
 from jeoparda.ingest import ground, pairs
 from jeoparda.ingest.pairs import PairsRecipe
-from jeoparda.ingest.source import LeftOut, Patch, Planned
+from jeoparda.ingest.source import LeftOut, Note, Patch, Planned
 from jeoparda.raster import describe, write_band
 from jeoparda.raster.warp import moved, warp
 from jeoparda.store import Reject
@@ -46,7 +46,7 @@ def made(archive, s, lost: int = 0):
             fields = {k: (str(v.dtype), v.shape) for k, v in g.arrays.items()}
             assert fields == contents.layout.fields()
     assert len({p.id for p in planned}) == len(planned)
-    return contents, list(zip(planned, got, strict=True)), [p for p in found if not isinstance(p, Planned)]
+    return contents, list(zip(planned, got, strict=True)), [p for p in found if not isinstance(p, Planned | Note)]
 
 
 # ---- low made of high
@@ -471,3 +471,27 @@ def test_spacenet_buildings_degraded_four_times():
     for _, got in found:
         low = next(iter(got.arrays.values()))
         assert abs(low.mean() / got.arrays["high"].mean() - 1) < 0.02
+
+
+def test_min_valid_holds_of_all_bands_low_and_high_each(tmp_path):
+    plant_high(tmp_path)  # R has no data in rows 40 to 44; G, which the plan asks, everywhere
+    s = section(how="degrade", factor=4, min_valid=0.99, labels={})
+    _, found, _ = made(tmp_path, s, lost=2)
+    lost = [(p.where["window"][:2], g) for p, g in found if isinstance(g, Reject)]
+    assert [w for w, _ in lost] == [[32, 32], [32, 64]]
+    assert not lost[0][1].fault and lost[0][1].expected == "at least min_valid = 0.99"
+
+
+def test_scenes_that_would_pair_with_themselves(tmp_path):
+    plant_high(tmp_path)
+    with pytest.raises(RecipeError, match="each scene would pair with itself"):
+        pairs.describe(tmp_path, section(low_in="high"))
+
+
+def test_low_scenes_without_a_date_name_the_remedy(tmp_path):
+    plant_high(tmp_path)
+    (tmp_path / "low").mkdir()
+    write_band(tmp_path / "low" / "x_R.tif", smooth(20, 30), UTM, (10.0, *HIGH[1:4], -10.0, HIGH[5]))
+    undated = KIND | {"pattern": "(?P<scene>[a-z])_(?P<band>[A-Z])"}
+    with pytest.raises(ArchiveError, match=r"1 scenes opened, none has a date; expected .*low.pattern with"):
+        pairs.describe(tmp_path, section(low=undated))

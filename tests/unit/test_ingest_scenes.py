@@ -1,6 +1,7 @@
 """Scenes into patches: every pixel and every mask against a planted truth, and every kind of broken scene."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -17,10 +18,12 @@ from jeoparda.config import check
 from jeoparda.errors import ArchiveError, RecipeError
 from jeoparda.ingest import scenes
 from jeoparda.ingest.scenes import ScenesRecipe, positions
-from jeoparda.ingest.source import LeftOut, Patch, Planned
+from jeoparda.ingest.source import LeftOut, Note, Patch, Planned
 from jeoparda.nomenclature import IGNORE
+from jeoparda.raster import OpenRaster
 from jeoparda.store import Reject
 from tests.conftest import SHARED
+from tests.scenes import safe
 
 UTM = "EPSG:32722"
 CORNER = (300_000.0, 7_000_000.0)
@@ -133,7 +136,7 @@ def test_a_plan_is_json_and_any_part_of_it_reads_the_same(tmp_path):
 def test_patches_come_block_by_block(tmp_path):
     write(tmp_path / "s1_B1.tif", np.ones((2200, 1300), np.uint8))
     _, found = planned(tmp_path, section(labels={}, patch_px=256, min_valid=0))
-    places = [(p.where["row"], p.where["col"]) for p in found]
+    places = [(p.where["row"], p.where["col"]) for p in found if isinstance(p, Planned)]
     assert len(places) == 8 * 5
     assert places == sorted(places, key=lambda p: (p[0] // 1024, p[1] // 1024, *p))
     assert places[16:18] == [(0, 1024), (256, 1024)] and places[20] == (1024, 0)
@@ -240,7 +243,7 @@ def test_patches_below_the_limits_are_left_out(tmp_path):
     labels[32:64, :64] = 3  # ignored
     labels[32, 32:63] = 1  # 31 px: 0.0303
     write(tmp_path / "labels" / "s1.tif", labels)
-    _, patches, read, rejects, left = ingest(tmp_path, section(min_valid=0.5, min_labelled=0.03))
+    _, patches, read, rejects, left = ingest(tmp_path, section(min_valid=0.5, min_labelled=0.03, survey="all"))
     places = [(p.where["row"], p.where["col"]) for p in patches]
     assert (0, 0) not in places and (0, 32) in places  # 0.484 and 0.5
     assert (32, 0) not in places and (32, 32) in places
@@ -250,10 +253,13 @@ def test_patches_below_the_limits_are_left_out(tmp_path):
 
 def test_what_only_another_band_lacks_is_seen_when_it_is_read(tmp_path):
     bands, _ = make(tmp_path, "s1")
-    bands["B3"][:16, :9] = 0
+    bands["B2"][:32, :18] = 0  # the plan asks the coarsest band, B3
+    bands["B3"][16:32, :9] = 0
+    write(tmp_path / "s1_B2.tif", bands["B2"], nodata=0)
     write(tmp_path / "s1_B3.tif", bands["B3"], 20.0, nodata=0)
     _, patches, read, _, left = ingest(tmp_path, section())
-    assert patches[0].id == "s1_0_0" and not left
+    assert left == {"less than 0.5 of it is valid": 1}
+    assert patches[0].id == "s1_0_0" and "s1_32_0" not in {p.id for p in patches}
     assert read[0] == Reject(
         "s1_0_0",
         "s1",
@@ -263,8 +269,8 @@ def test_what_only_another_band_lacks_is_seen_when_it_is_read(tmp_path):
     )
     assert all(isinstance(p, Patch) for p in read[1:])
     _, patches, again, _, left = ingest(tmp_path, section(survey="all"))
-    assert [p.id for p in patches] == [f"s1_{r}_{c}" for r in (0, 32, 64) for c in (0, 32, 64, 96)][1:]
-    assert left == {"less than 0.5 of it is valid": 1}
+    assert [p.id for p in patches] == [f"s1_{r}_{c}" for r in (0, 32, 64) for c in (0, 32, 64, 96) if c or r == 64]
+    assert left == {"less than 0.5 of it is valid": 2}
     assert all((a.arrays["mask"] == b.arrays["mask"]).all() for a, b in zip(read[1:], again, strict=True))
 
 
@@ -306,8 +312,8 @@ def test_each_broken_scene_is_one_reject_and_the_rest_goes_on(tmp_path):
     (tmp_path / "labels" / "s16.tif").unlink()
     write(tmp_path / "s17_B3.tif", bands["B3"].astype(np.float32), 20.0)
     make(tmp_path, "s18", 20, 30)
-    whole = (tmp_path / "s19_B1.tif").read_bytes()
-    (tmp_path / "s19_B1.tif").write_bytes(whole[: len(whole) // 2])
+    whole = (tmp_path / "s19_B3.tif").read_bytes()
+    (tmp_path / "s19_B3.tif").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "labels" / "s20.tif").write_bytes(b"no raster")
     r = section()
     _, patches, read, rejects, _ = ingest(tmp_path, r)
@@ -316,15 +322,15 @@ def test_each_broken_scene_is_one_reject_and_the_rest_goes_on(tmp_path):
     assert [x.id for x in rejects] == [f"s{i}" for i in range(11, 21)]
     told = {x.id: x for x in rejects}
     assert told["s11"].file == "s11_B2.tif" and "cannot be read as a raster" in told["s11"].reason
-    assert "B1, B2 (uint16" in told["s12"].reason and "B3 (uint16, 16 px a patch)" in told["s12"].expected
+    assert (told["s12"].reason, told["s12"].expected) == ("lacks B3", "B1, B2, B3, as the first scene has")
     assert told["s13"].file == "s13_B2.tif" and "EPSG:32723" in told["s13"].reason
     assert told["s14"].file == "s14_B2.tif" and "the same CRS and corners" in told["s14"].expected
     assert told["s15"].file == "labels/s15.tif" and told["s15"].reason == "unknown class value '9'"
     assert told["s15"].expected.startswith("one of 1, 2, 3, 4; add it to labels.remap")
     assert (told["s16"].file, told["s16"].reason) == ("labels/s16.tif", "is missing")
-    assert "float32" in told["s17"].reason and "uint16" in told["s17"].expected
+    assert (told["s17"].reason, told["s17"].expected) == ("B3 in float32", "uint16, as in the first scene")
     assert str(told["s18"]) == "s18: is 20 x 30 px; expected at least one patch of 32 px"
-    assert told["s19"].file == "s19_B1.tif" and "cannot be read" in told["s19"].reason
+    assert told["s19"].file == "s19_B3.tif" and "cannot be read" in told["s19"].reason
     assert told["s20"].file == "labels/s20.tif" and "cannot be read" in told["s20"].reason
     assert all(x.reason and x.expected and str(tmp_path) not in str(x) for x in rejects)
 
@@ -355,13 +361,13 @@ def test_a_truncated_jp2_of_a_real_scene(tmp_path, real_scene):
     shutil.copytree(real_scene, tmp_path / "a")
     shutil.copytree(real_scene, tmp_path / "b")
     shutil.copytree(real_scene, tmp_path / "c")
-    for folder, band in (("b", "B02"), ("c", "B11")):
+    for folder, band in (("b", "B01"), ("c", "B11")):
         (file,) = (tmp_path / folder).glob(f"*_{band}.jp2")
         file.chmod(0o644)
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
     r = check(ScenesRecipe, {"patch_px": 120})
     _, patches, read, rejects, _ = ingest(tmp_path, r)
-    assert [(x.id, Path(x.file).name) for x in rejects] == [("b", "T33UUU_20170216T102101_B02.jp2")]
+    assert [(x.id, Path(x.file).name) for x in rejects] == [("b", "T33UUU_20170216T102101_B01.jp2")]
     assert Counter(p.source for p in patches) == {"a": 72, "c": 72}
     bad = [g for p, g in zip(patches, read, strict=True) if p.source == "c" and isinstance(g, Reject)]
     assert bad and all(g.file.endswith("B11.jp2") for g in bad)
@@ -498,3 +504,63 @@ def test_real_planetary_images_without_crs_and_masks_in_color():
             image = f.read()[:, row : row + 112, col : col + 112]
         assert (got.arrays["mask"] == mask // 255).all() and (got.arrays["1px"] == image).all()
         assert p.crs == "" and p.transform == (1.0, 0.0, float(col), 0.0, 1.0, float(row))
+
+
+# ---- names, labels among the scenes, notes
+
+
+def test_scenes_of_the_same_name_in_two_folders_have_ids_and_labels_of_their_own(tmp_path):
+    for n, year in enumerate(("2018", "2019"), 1):
+        write(tmp_path / year / "tile_01.tif", np.full((40, 40), 10 * n, np.uint8))
+        write(tmp_path / "labels" / year / "tile_01.tif", np.full((40, 40), n, np.uint8))
+    labels = {"path": "labels/{path}.tif", "classes": ["1", "2"]}
+    contents, patches, read, rejects, _ = ingest(tmp_path, check(ScenesRecipe, {"labels": labels, "patch_px": 32}))
+    assert not rejects
+    assert [p.id for p in patches] == ["2018/tile_01.tif_0_0", "2019/tile_01.tif_0_0"]
+    assert [(int(g.arrays[contents.layout.groups[0].name].max()), g.classes) for g in read] == [(10, (0,)), (20, (1,))]
+
+
+@pytest.mark.parametrize("where", ["a_labels/{scene}.tif", "{scene}_mask.tif", "a_labels/m_{name}.tif"])
+def test_labels_are_not_taken_for_scenes(tmp_path, where):
+    stack = np.ones((40, 40), np.uint8)
+    for n in (1, 2):
+        write(tmp_path / f"tile{n}.tif", stack * n)
+        path = where.format(scene=f"tile{n}", name=str(n))
+        write(tmp_path / path, stack)
+    labels = {"path": where, "name": r"tile(\d)", "classes": ["1"]}
+    r = check(ScenesRecipe, {"scene": {"kind": "stack"}, "labels": labels, "patch_px": 32})
+    assert list(scenes.units(tmp_path, r, scenes.describe(tmp_path, r))) == ["tile1.tif", "tile2.tif"]
+    _, patches, _, rejects, _ = ingest(tmp_path, r)
+    assert len(patches) == 2 and not rejects
+
+
+def test_what_was_assumed_of_a_scene_is_a_note(tmp_path):
+    folder, _ = safe(tmp_path, "L2A")
+    r = check(ScenesRecipe, {"patch_px": 60})
+    assert [p for p in planned(tmp_path, r)[1] if isinstance(p, Note)] == []
+    for file in folder.rglob("*_SCL_*"):
+        file.unlink()
+    meta = folder / "MTD_MSIL2A.xml"
+    meta.write_text(re.sub(r"<IMAGE_FILE>[^<]*SCL[^<]*</IMAGE_FILE>", "", meta.read_text()))
+    notes = [p.text for p in planned(tmp_path, r)[1] if isinstance(p, Note)]
+    assert notes == ["Sentinel-2 L2A without a scene classification: clouds are not masked."]
+
+
+def test_the_plan_decodes_the_coarsest_band_alone(tmp_path, monkeypatch):
+    make(tmp_path, "s1")
+    asked = []
+    whole = OpenRaster.read
+    monkeypatch.setattr(OpenRaster, "read", lambda self, *a: asked.append(self._path_name()) or whole(self, *a))
+    monkeypatch.setattr(OpenRaster, "_path_name", lambda self: Path(self._file.name).name, raising=False)
+    planned(tmp_path, section(labels={}))
+    assert set(asked) == {"s1_B3.tif"}
+
+
+def test_other_bands_are_named(tmp_path):
+    make(tmp_path, "s1")
+    make(tmp_path, "s2")
+    shutil.copy(tmp_path / "s2_B1.tif", tmp_path / "s2_B4.tif")
+    _, _, _, rejects, _ = ingest(tmp_path, section())
+    assert [(x.id, x.reason, x.expected) for x in rejects] == [
+        ("s2", "has B4 too", "B1, B2, B3, as the first scene has")
+    ]

@@ -11,7 +11,7 @@ from jeoparda.errors import ArchiveError, RecipeError
 from jeoparda.ingest import dates as when
 from jeoparda.ingest import places, series
 from jeoparda.ingest.series import SeriesRecipe
-from jeoparda.ingest.source import LeftOut, Patch, Planned
+from jeoparda.ingest.source import LeftOut, Note, Patch, Planned
 from jeoparda.raster import write_band
 from jeoparda.store import Reject
 from tests.conftest import SHARED
@@ -73,7 +73,7 @@ def made(archive, s):
         if isinstance(g, Patch):
             fields = {k: (str(v.dtype), v.shape) for k, v in g.arrays.items()}
             assert fields == contents.layout.fields()
-    return contents, list(zip(planned, got, strict=True)), [p for p in found if not isinstance(p, Planned)]
+    return contents, list(zip(planned, got, strict=True)), [p for p in found if not isinstance(p, Planned | Note)]
 
 
 # ---- axes
@@ -300,10 +300,66 @@ def test_an_image_that_cannot_be_read_is_a_gap_where_planning_sees_it(tmp_path):
     assert all(p.dates == (DAYS[0], "", *DAYS[2:]) for p, _ in found)
     assert len(rest) == 1
     assert rest[0].id == "a_2018-01-25"
-    # planning looks at no pixels: the patches that need the file are lost, each with its reason
+    plant(tmp_path)
+    path = tmp_path / "a_B1_20180125.tif"  # planning asks B0: the patches are lost, each with its reason
+    path.write_bytes(path.read_bytes()[:600])
     _, found, rest = made(tmp_path, section(min_valid=0))
     assert rest == []
-    assert all(isinstance(g, Reject) and "a_B0_20180125.tif" in str(g) for _, g in found)
+    assert all(isinstance(g, Reject) and "a_B1_20180125.tif" in str(g) for _, g in found)
+
+
+def test_an_empty_image_is_a_gap_whatever_min_valid_says(tmp_path):
+    plant(tmp_path)
+    cloud(tmp_path, 1, slice(0, 10), slice(None))
+    _, found, _ = made(tmp_path, section(min_valid=0))
+    assert {p.where["window"][0]: p.dates[1] for p, _ in found} == {0: "", 10: DAYS[1]}
+    pixels = image(1, 1)
+    pixels[10:, :10] = 0
+    write_band(tmp_path / "a_B1_20180125.tif", pixels, CRS, HERE)  # in a band that the plan does not ask
+    got = {p.id.split("_", 2)[2]: g for p, g in made(tmp_path, section(min_valid=0))[1]}
+    lost = [g for g in got.values() if isinstance(g, Reject)]
+    assert [(g.reason, g.fault) for g in lost] == [("none of it is valid on 2018-01-25, all bands looked at", False)]
+
+
+def test_two_images_of_a_place_and_date_have_patches_of_their_own(tmp_path):
+    plant(tmp_path, DAYS[:2])
+    plant(tmp_path, DAYS[1:2], scene="b", first=2)
+    _, found, _ = made(tmp_path, section(dates={"by": "window", "count": 1}))
+    assert len({p.id for p, _ in found}) == len(found) == 18
+    assert [p.id.split("_r0_c0_")[1] for p, _ in found[:3]] == ["2018-01-05", "2018-01-25", "2018-01-25_2"]
+    assert [int(numbers(g.arrays["10m"])[0, 0, 0, 0]) for _, g in found[:3]] == [0, 1, 2]
+
+
+def test_labels_by_scene_and_star_and_date(tmp_path):
+    plant(tmp_path / "x", DAYS[:2])
+    plant(tmp_path / "x", DAYS[:2], scene="b", first=2)
+    scenes = sorted({s[3] for s in planted_place(tmp_path / "x").seen})
+    for n, scene in enumerate(scenes):
+        classes = np.full((ROWS, COLS), n, "uint8")
+        write_band(tmp_path / f"m_{scene}_v1.tif", classes, CRS, HERE)
+        write_band(tmp_path / f"d_{scene}_on_20180110.tif", classes, CRS, HERE)
+    for path in ("../m_{scene}_*.tif", "../d_{scene}_on_{date}.tif"):
+        labels = {"path": path, "classes": ["0", "1", "2", "3"]}
+        _, found, rest = made(tmp_path / "x", section(labels=labels, max_days=30))
+        assert rest == [] and len(found) == 6
+        for p, got in found:
+            names = [name for _, _, _, name in planted_place(tmp_path / "x").seen]
+            assert [int(m.max()) for m in got.arrays["mask"]] == [scenes.index(n) for n in names], p.id
+
+
+def planted_place(archive):
+    s = section()
+    return next(iter(series.units(archive, s, series.describe(archive, s))))
+
+
+def test_scenes_without_a_date_name_the_remedy(tmp_path):
+    for n in (0, 1):
+        write_band(tmp_path / f"a{n}_B0.tif", image(n, 0), CRS, HERE)
+    undated = {"kind": "folder", "pattern": r"(?P<scene>[a-z]\d)_(?P<band>B\d+)", "nodata": 0}
+    with pytest.raises(
+        ArchiveError, match=r"2 scenes opened, none has a date; expected .*scene.pattern with \(\?P<date>"
+    ):
+        series.describe(tmp_path, section(scene=undated))
 
 
 def test_a_label_of_unknown_class_costs_the_patches_that_it_is_in(tmp_path):

@@ -455,3 +455,24 @@ def test_real_reference_polygons_of_brandenburg():
             )
         ).sum()
         assert (mask == number - 1).sum() == pytest.approx(area / 100, rel=0.02)
+
+
+def test_a_class_that_the_file_calls_nodata(tmp_path):
+    values = np.array([[0, 1, 1], [1, 0, 2]], np.uint8)
+    write(tmp_path / "l.tif", values, nodata=0)
+    named = open_labels(section(path="l.tif", classes=["0", "1", "2"]), tmp_path)
+    assert (named.mask(UTM33, GRID, 2, 3) == values).all()
+    numbered = {"path": "l.tif", "classes": ["sea", "soy", "maize"], "unlisted": "keep"}
+    with pytest.raises(
+        PatchError, match=r"value 0 is both class 0, sea, and the file.s nodata; expected labels\.nodata"
+    ):
+        open_labels(section(**numbered), tmp_path).mask(UTM33, GRID, 2, 3)
+    settled = open_labels(section(**numbered, nodata=0), tmp_path).mask(UTM33, GRID, 2, 3)
+    assert (settled == np.where(values, values, IGNORE)).all()
+    settled = open_labels(section(**numbered, nodata=255), tmp_path).mask(UTM33, GRID, 2, 3)
+    assert (settled == values).all()
+
+
+def test_a_name_that_is_no_regular_expression(tmp_path):
+    with pytest.raises(RecipeError, match=r"labels.name = 'tile\('.*no regular expression"):
+        open_labels(section(path="{name}.tif", name="tile("), tmp_path, "tile1")

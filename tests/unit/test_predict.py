@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from jeoparda.raster import read_band, write_band
 from jeoparda.scene import SceneRecipe
 from jeoparda.sensors import SENTINEL_2_L2A
 from jeoparda.store import Store
-from tests.scenes import metadata
+from tests.scenes import metadata, pixel_m
 
 ROWS, COLS, STRIDE = 2, 3, 120
 WEST, NORTH = 399_960.0, 5_400_000.0
@@ -48,7 +49,7 @@ def scene(tiny_store, numbers, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "S2A_MSIL2A_20170613T101031_mosaic"
     folder.mkdir()
     for band in SENTINEL_2_L2A.bands:
-        pixel = int(SENTINEL_2_L2A.pixel_m(band))
+        pixel = int(pixel_m(SENTINEL_2_L2A, band))
         side = 1200 // pixel
         whole = np.zeros((ROWS * side, COLS * side + side // 2), np.uint16)
         for row, col in np.ndindex(ROWS, COLS):
@@ -195,7 +196,7 @@ def test_what_cannot_work_is_refused_before_any_work(run_folder, scene, real_sce
     small = tmp_path / "small"
     small.mkdir()
     for band in SENTINEL_2_L2A.bands:
-        pixel = int(SENTINEL_2_L2A.pixel_m(band))
+        pixel = int(pixel_m(SENTINEL_2_L2A, band))
         write_band(small / f"{band}.tif", np.ones((600 // pixel,) * 2, np.uint16), "", (pixel, 0, 0, 0, -pixel, 0))
     with pytest.raises(SceneError, match="60 x 60 px hold no patch of 120 px"):
         predict.run(recipe(run_folder, small, tmp_path, scene=safe))
@@ -206,3 +207,32 @@ def test_what_cannot_work_is_refused_before_any_work(run_folder, scene, real_sce
     with pytest.raises(SceneError, match="trained on 10"):
         predict.run(recipe(run_folder, coarse, tmp_path, scene=safe))
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "sensor", "level", "expected"),
+    [
+        ("landsat-8-l2", "landsat-8-l2", "L2SP", []),
+        ("landsat-8-l2", "landsat-8-l1", "L1TP", ["The scene is L1 (top of the atmosphere), the network was"]),
+        ("landsat-8-l2", "landsat-9-l2", "L2SP", ["The scene is of landsat-9-l2, the network was"]),
+        (
+            "sentinel-2-l1c",
+            "sentinel-2-l2a",
+            "L2A",
+            ["The scene is L2A (surface reflectance), the network"],
+        ),
+        (
+            "sentinel-2-l2a",
+            "sentinel-2-l2a",
+            "",
+            ["The file names tell no processing level; the network"],
+        ),
+        ("cbers-4-awfi", "cbers-4-mux", "L4", ["The scene is of cbers-4-mux"]),
+        ("generic", "generic", "", []),
+    ],
+)
+def test_levels_that_differ_are_warned_of(trained_on, sensor, level, expected):
+    trained = SimpleNamespace(about={"sensor": trained_on})
+    scene = SimpleNamespace(sensor=sensor, level=level, notes=())
+    found = predict._warnings(trained, scene)
+    assert len(found) == len(expected) and all(f.startswith(e) for f, e in zip(found, expected, strict=True))

@@ -15,6 +15,7 @@ from jeoparda.raster import write_band
 from jeoparda.scene import Scene, SceneRecipe, find_scenes, open_scene
 from jeoparda.sensors import SENTINEL_2_L1C, SENTINEL_2_L2A
 from tests.conftest import SHARED
+from tests.scenes import pixel_m
 
 BANDS = SENTINEL_2_L2A.bands
 
@@ -23,7 +24,7 @@ def make(folder: Path, bands: tuple[str, ...] = ("B02", "B05", "B01"), name: str
     """A scene of 1.2 km: 10, 20 and 60 m; pixels are numbered along rows, from 1."""
     folder.mkdir(parents=True, exist_ok=True)
     for band in bands:
-        pixel = SENTINEL_2_L2A.pixel_m(band)
+        pixel = pixel_m(SENTINEL_2_L2A, band)
         side = int(1200 // pixel)
         values = np.arange(1, side * side + 1, dtype=np.uint16).reshape(side, side)
         write_band(folder / name.format(band), values, "EPSG:32633", (pixel, 0.0, 3e5, 0.0, -pixel, 58e5))
@@ -44,8 +45,8 @@ def test_a_real_scene(real_scene):
     window = (60, 120, 120, 240)
     with s.reader() as r:
         for band in s.bands:
-            assert s.files[band].info.pixel_size == SENTINEL_2_L1C.pixel_m(band)
-            scale = int(SENTINEL_2_L1C.pixel_m(band) // 10)
+            assert s.files[band].info.pixel_size == pixel_m(SENTINEL_2_L1C, band)
+            scale = int(pixel_m(SENTINEL_2_L1C, band) // 10)
             (path,) = real_scene.glob(f"*_{band}.jp2")
             with rasterio.open(path) as f:
                 whole = f.read(1)

@@ -187,17 +187,19 @@ def test_names_that_differ_in_more_than_one_part_want_a_pattern(tmp_path):
     for date in ("2019-01-05", "2019-02-05"):
         for i, band in enumerate(("nir", "red")):
             write_band(tmp_path / f"{band}_{date}_x.tif", numbers(8, 9, i), "", at(1))
+    assert find_scenes(tmp_path) == [tmp_path]
     with pytest.raises(SceneError, match=r"which part of the names is the band\?.*\(\?P<band>"):
-        find_scenes(tmp_path)
+        open_scene(tmp_path)
     options = SceneRecipe(pattern=r"^(?P<band>\w+?)_(?P<date>\d{4}-\d\d-\d\d)")
     found = find_scenes(tmp_path, options)
     assert [p.name for p in found] == ["2019-01-05", "2019-02-05"]
     s = open_scene(found[1], None, options)
     assert (s.date, s.bands) == ("2019-02-05", ("nir", "red"))
     with pytest.raises(SceneError, match=r"band nir is there twice.*a `pattern` that tells scenes apart"):
-        find_scenes(tmp_path, SceneRecipe(pattern=r"^(?P<band>\w+?)_"))
-    with pytest.raises(RecipeError, match=r"pattern = '\(': not a regular expression"):
-        find_scenes(tmp_path, SceneRecipe(pattern="("))
+        open_scene(tmp_path, None, SceneRecipe(pattern=r"^(?P<band>\w+?)_"))
+    for kind in ("auto", "folder", "stack"):
+        with pytest.raises(RecipeError, match=r"pattern = '\(': not a regular expression"):
+            find_scenes(tmp_path, SceneRecipe(pattern="(", kind=kind))
     with pytest.raises(RecipeError, match=r"has no group \(\?P<band>"):
         find_scenes(tmp_path, SceneRecipe(kind="folder", pattern="red"))
 
@@ -278,7 +280,7 @@ def test_alpha_is_the_mask_of_a_stack_and_said(tmp_path):
     with s.reader() as r:
         assert np.argwhere(~r.valid((0, 0, 8, 9))).tolist() == [[4, 5]]
     four = open_scene(path, None, SceneRecipe(names=("red", "green", "blue", "nir")))  # as 4-band files often mean it
-    assert four.bands[3] == "nir" and four.notes == () and four.quality == ()
+    assert four.bands[3] == "nir" and four.quality == () and "every pixel counts as measured" in four.notes[0]
 
 
 def test_images_without_a_crs(tmp_path):
@@ -334,3 +336,110 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     with pytest.raises(SceneError, match=r"a.tif: cannot be read as a raster: it is empty"):
         open_scene(found[0])
     assert open_scene(found[1]).bands == ("B1", "B2", "B3")
+
+
+# ---- what files say of their validity and place, in them and beside them
+
+
+def test_the_newer_encoding_of_a_cloud_mask(tmp_path):
+    mask = np.full((20, 30), 127, np.uint8)
+    mask[2, 3:5] = 0, 255
+    cbers(tmp_path / "x", mask=mask)
+    with open_scene(tmp_path / "x").reader() as r:
+        np.testing.assert_array_equal(np.argwhere(~r.valid((0, 0, 20, 30))), [[2, 3], [2, 4]])
+    for values, why in (
+        ((5, 9), "CMASK.tif: holds 5, 9; expected a mask of"),
+        ((2, 0), "holds 127 and 2; .* not of two"),
+    ):
+        mask[2, 3:5] = values
+        cbers(tmp_path / "x", mask=mask)
+        with pytest.raises(SceneError, match=why):
+            open_scene(tmp_path / "x")
+    assert open_scene(tmp_path / "x", None, SceneRecipe(invalid_cmask=())).quality == ()
+
+
+def test_zeros_of_inpes_own_files_are_no_data(tmp_path):
+    cbers(tmp_path / "x")
+    for path in (tmp_path / "x").glob("*_BAND14.tif"):
+        array = numbers(20, 30, 1)
+        array[4, 5] = 0
+        write_band(path, array, "EPSG:32621", at(64))
+        path.rename(path.with_name(path.name.replace("BAND", "band").replace(".tif", ".TIF")))
+    s = open_scene(tmp_path / "x")
+    assert [n[:29] for n in s.notes] == ["INPE's files have no nodata t"]
+    with s.reader() as r:
+        assert np.argwhere(~r.valid((0, 0, 20, 30))).tolist() == [[4, 5]]
+    assert open_scene(tmp_path / "x", None, SceneRecipe(nodata=9)).notes == ()
+    for path in (tmp_path / "x").iterdir():
+        path.rename(path.with_name(f"{path.stem}_GRID_SURFACE.tif"))
+    s = open_scene(tmp_path / "x")
+    assert s.files["B14"].nodata is None and "every pixel counts as measured" in s.notes[0]
+
+
+def test_a_mask_inside_of_a_file_says_what_is_valid(tmp_path):
+    bands = np.stack([numbers(20, 30, i) for i in range(3)])
+    mask = np.full((20, 30), True)
+    mask[2, 3] = False
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(stack(tmp_path / "a.tif", bands), "r+") as f:
+        f.write_mask(mask)
+    s = open_scene(tmp_path / "a.tif")
+    assert s.notes == () and s.finest.masked
+    with s.reader() as r:
+        np.testing.assert_array_equal(r.valid((1, 2, 10, 10)), mask[1:11, 2:12])
+        assert r.read("B2", (2, 3, 1, 2)).tolist() == [[0, bands[1, 2, 4]]]
+
+
+def test_files_beside_an_image_say_their_part(tmp_path):
+    rgb = np.stack([numbers(30, 40, i, 0, 255).astype(np.uint8) for i in range(3)], -1)
+    (tmp_path / "a.png").write_bytes(png(rgb))
+    (tmp_path / "a.pgw").write_text("0.5\n0\n0\n-0.5\n1000.25\n1999.75\n")
+    (tmp_path / "a.png.aux.xml").write_text(
+        '<PAMDataset><SRS>EPSG:32633</SRS><PAMRasterBand band="1"><NoDataValue>7</NoDataValue></PAMRasterBand>'
+        "</PAMDataset>"
+    )
+    s = open_scene(tmp_path / "a.png")
+    assert (s.finest.crs, s.finest.transform, s.finest.nodata) == ("EPSG:32633", (0.5, 0, 1000, 0, -0.5, 2000), 7)
+    array = numbers(8, 9)
+    with rasterio.open(
+        tmp_path / "b.img", "w", driver="ENVI", count=1, height=8, width=9, dtype="uint16", crs="EPSG:32633",
+        transform=rasterio.Affine(*at(5)),
+    ) as f:  # fmt: skip
+        f.write(array, 1)
+    s = open_scene(tmp_path / "b.img")
+    assert (s.finest.crs, s.finest.transform) == ("EPSG:32633", at(5))
+    with s.reader() as r:
+        np.testing.assert_array_equal(r.read(s.bands[0], (1, 2, 3, 4)), array[1:4, 2:6])
+
+
+def test_a_table_of_colours_is_no_measurement(tmp_path):
+    path = stack(tmp_path / "a.tif", numbers(8, 9, 0, 0, 3)[None].astype(np.uint8))
+    with rasterio.open(path, "r+") as f:
+        f.write_colormap(1, {0: (9, 8, 7, 255), 1: (1, 2, 3, 255)})
+    with pytest.raises(SceneError, match=r"a\.tif: its numbers are places in a table of colours"):
+        open_scene(path)
+
+
+def test_an_image_that_is_turned_has_pixels_of_its_size(tmp_path):
+    write_band(tmp_path / "a_red.tif", numbers(20, 30, 0), "EPSG:32633", (0.0, 10.0, 3e5, 10.0, 0.0, 58e5))
+    write_band(tmp_path / "a_nir.tif", numbers(10, 15, 1), "EPSG:32633", (0.0, 20.0, 3e5, 20.0, 0.0, 58e5))
+    s = open_scene(tmp_path)
+    assert s.bands == ("red", "nir") and [(g.name, g.size_px) for g in s.groups(10)] == [("10m", 10), ("20m", 5)]
+    mirrored = (10.0, 0.0, 3e5, 0.0, 15.0, 58e5)  # the same corners at the ends of the diagonal
+    write_band(tmp_path / "a_nir.tif", numbers(20, 20, 1), "EPSG:32633", mirrored)
+    write_band(tmp_path / "a_red.tif", numbers(20, 20, 0), "EPSG:32633", (0.0, 10.0, 3e5, 15.0, 0.0, 58e5))
+    with pytest.raises(SceneError, match="align: resample"):
+        open_scene(tmp_path)
+
+
+def test_a_band_without_a_crs_is_not_resampled_onto_one_with(tmp_path):
+    write_band(tmp_path / "a_red.tif", numbers(20, 30, 0), "EPSG:32633", at(10))
+    write_band(tmp_path / "a_nir.tif", numbers(10, 15, 1), "", at(21))
+    with pytest.raises(SceneError, match=r"a_nir.tif: has no CRS, .*a_red.tif has EPSG:32633; expected a CRS for both"):
+        open_scene(tmp_path, None, SceneRecipe(align="resample"))
+
+
+def test_the_date_of_a_pattern_is_the_same_for_folders_and_stacks(tmp_path):
+    write_band(tmp_path / "20200612_a.tif", numbers(8, 9), "", at(1))
+    pattern = r"(?P<date>\d{8})_(?P<band>\w)"
+    dates = [open_scene(tmp_path, None, SceneRecipe(kind=k, pattern=pattern)).date for k in ("folder", "stack")]
+    assert dates == ["2020-06-12"] * 2

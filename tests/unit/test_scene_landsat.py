@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jeoparda.errors import SceneError
+from jeoparda.raster import write_band
 from jeoparda.scene import SceneRecipe, find_scenes, open_scene
 from jeoparda.scene.landsat import parse
 from tests.scenes import landsat
@@ -27,7 +28,8 @@ def test_pixels_are_reflectance_by_the_products_own_factors(tmp_path, collection
     folder, numbers, _ = landsat(tmp_path, collection, level)
     (found,) = find_scenes(tmp_path)
     s = open_scene(found)
-    assert (found, s.sensor, s.level, s.date) == (folder, "landsat-8", level, "2020-06-12T13:45:12")
+    sensor = "landsat-8-l2" if level == "L2SP" else "landsat-8-l1"  # surface and top of the atmosphere are not mixed
+    assert (found, s.sensor, s.level, s.date) == (folder, sensor, level, "2020-06-12T13:45:12")
     assert (s.unit, s.rgb, s.bands) == ("reflectance x 10000", ("B4", "B3", "B2"), tuple(f"B{i}" for i in range(1, 8)))
     pixels, _ = read(s)
     for i, (band, n) in enumerate(numbers.items()):
@@ -85,6 +87,10 @@ def test_thermal_bands_come_only_when_asked_for_and_as_they_are(tmp_path):
     folder, *_ = landsat(tmp_path)
     s = open_scene(folder, ("B4", "B10"))
     assert s.files["B10"].gain == 1 and "Band B10: digital numbers" in s.notes[0]
+    (path,) = folder.glob("*_B10.TIF")
+    write_band(path, np.full((40, 60), -5, np.int16), s.finest.crs, s.finest.transform)
+    with open_scene(folder, ("B4", "B10")).reader() as r:
+        assert r.read("B10", (2, 0, 1, 2)).tolist() == [[0, 0]]  # not 1, which is the least reflectance
 
 
 def test_the_panchromatic_band_lies_on_a_grid_of_its_own(tmp_path):
@@ -117,8 +123,10 @@ def test_metadata_that_do_not_say_enough_are_told(tmp_path, old, new, why):
 def test_a_missing_file_is_named(tmp_path):
     folder, *_ = landsat(tmp_path)
     next(folder.glob("*_SR_B5.TIF")).unlink()
-    with pytest.raises(SceneError, match=r"no raster for band B5; found B1, B2, B3, B4, B6, B7"):
+    with pytest.raises(SceneError, match=r"no raster for band B5; found B1, .*_MTL.txt lists .*_SR_B5.TIF: "):
         open_scene(folder)
+    with pytest.raises(SceneError, match=r"no raster for band B8; found B1, .*_MTL.txt lists B1, B2, .*B10$"):
+        open_scene(folder, ("B8",))
     assert "B5" not in open_scene(folder, ("B4",)).bands
     next(folder.glob("*_QA_PIXEL.TIF")).unlink()
     with pytest.raises(SceneError, match=r"_QA_PIXEL.TIF: the MTL file lists this mask.*invalid_qa: \[\]"):
@@ -138,3 +146,37 @@ def test_many_scenes_in_one_folder(tmp_path):
     assert [open_scene(p).level for p in found] == ["L1TP", "L2SP"]
     with pytest.raises(SceneError, match="expected one scene, found 2"):
         open_scene(together)
+
+
+def test_names_differ_in_case_and_hidden_files_are_nobodys(tmp_path):
+    folder, *_ = landsat(tmp_path)
+    before = open_scene(folder)
+    for path in list(folder.glob("*.TIF")):
+        path.rename(path.with_suffix(".tif"))
+    (text,) = folder.glob("*_MTL.txt")
+    (folder / f"._{text.name}").write_bytes(b"\0\5\x16")  # as macOS leaves it beside a copy
+    assert find_scenes(tmp_path) == [folder]
+    s = open_scene(folder)
+    assert s.bands == before.bands and s.quality[0].file.path.endswith("_QA_PIXEL.tif")
+
+
+def test_a_scene_by_night_is_no_reflectance(tmp_path):
+    folder, *_ = landsat(tmp_path, 2, "L1TP")
+    (text,) = folder.glob("*_MTL.txt")
+    text.write_text(text.read_text().replace("SUN_ELEVATION = 30.0", "SUN_ELEVATION = -30.0"))
+    with pytest.raises(SceneError, match=r"_MTL.txt: SUN_ELEVATION is -30; expected a scene by day"):
+        open_scene(folder)
+    assert open_scene(folder, ("B10",)).bands == ("B10",)
+
+
+def test_a_packed_product_is_told_and_does_not_hide_the_others(tmp_path):
+    folder, *_ = landsat(tmp_path)
+    packed = [tmp_path / "LC09_L2SP_1_02_T1.tar", tmp_path / "S2A_MSIL2A_20230613.SAFE.zip", tmp_path / "le07_x.tar.gz"]
+    for path in packed:
+        path.write_bytes(b"x")
+    (tmp_path / "notes.zip").write_bytes(b"x")
+    assert find_scenes(tmp_path) == sorted([folder, *packed])
+    assert find_scenes(tmp_path, SceneRecipe(kind="landsat")) == sorted([folder, packed[0], packed[2]])
+    for path in packed:
+        with pytest.raises(SceneError, match="is packed; expected a product's folder: unpack it"):
+            open_scene(path)

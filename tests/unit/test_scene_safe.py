@@ -1,10 +1,12 @@
 """Sentinel-2 products in ESA's layout, with known pixels and known metadata."""
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
 from jeoparda.errors import SceneError
 from jeoparda.raster import write_band
@@ -215,3 +217,79 @@ def test_the_level_is_read_off_the_names(tmp_path: Path, folder, name, level):
     (tmp_path / folder).mkdir()
     write_band(tmp_path / folder / name.format("B02"), numbers(9, 9), "EPSG:32633", at(10))
     assert open_scene(tmp_path / folder, ("B02",), SceneRecipe(kind="safe")).level == level
+
+
+def test_images_of_another_type_are_clipped_not_wrapped(tmp_path):
+    """Numbers without an offset of a type that uint16 does not hold: as a product whose metadata are there."""
+    folder, _ = safe(tmp_path, "L1C")
+    (path,) = folder.rglob("*_B02.jp2")
+    values = np.full((120, 180), 500, np.float32)
+    values[0, :6] = np.nan, 0, -3, 70_000, 1.6, 0.2
+    write_band(path, values, "EPSG:32633", at(10))
+    (other,) = folder.rglob("*_B03.jp2")
+    negative = np.full((120, 180), 500, np.int16)
+    negative[0, :6] = -3, 0, -3, 32767, 2, 1
+    write_band(other, negative, "EPSG:32633", at(10))
+    with rasterio.open(other, "r+") as f:
+        f.nodata = 2
+    s = open_scene(folder, ("B02", "B03"))
+    with s.reader() as r:
+        assert r.read("B02", (0, 0, 1, 6)).tolist() == [[0, 0, 1, 65535, 2, 1]]
+        assert r.read("B03", (0, 0, 1, 6)).tolist() == [[1, 0, 1, 32767, 0, 1]]  # the file's own nodata, and 0
+        assert r.measured((0, 0, 1, 6)).tolist() == [[False, False, True, True, False, True]]
+    (folder / "MTD_MSIL1C.xml").unlink()
+    with pytest.raises(SceneError, match=r"_B02.jp2: band B02 is float32; expected uint16 digital .*kind: folder"):
+        open_scene(folder, ("B02", "B03"))
+
+
+def test_a_baseline_of_the_toolbox_has_no_offset_and_a_note(tmp_path):
+    folder, _ = safe(tmp_path, "L2A", "99.99")
+    s = open_scene(folder, ("B02",))
+    assert s.files["B02"].offset == 0 and "Baseline 99.99" in s.notes[0]
+    own, _ = safe(tmp_path / "own", "L2A", "99.99", -1000)
+    assert open_scene(own, ("B02",)).notes == () and open_scene(own, ("B02",)).files["B02"].offset == -1001
+
+
+def test_the_recipes_offset_takes_precedence(tmp_path):
+    folder, _ = safe(tmp_path, "L2A", "05.09", -1000)
+    s = open_scene(folder, ("B02", "B05"), SceneRecipe(offset=-900))
+    assert {f.offset for f in s.files.values()} == {-900} and "Offset -900 as the recipe says" in s.notes[0]
+
+
+def test_a_loose_image_does_not_hide_products_below(tmp_path):
+    folder, _ = safe(tmp_path / "b", "L2A")
+    write_band(tmp_path / "overview.tif", numbers(8, 9), "EPSG:32633", at(10))
+    (tmp_path / "b" / ".snapshots").mkdir()
+    shutil.copytree(folder, tmp_path / "b" / ".snapshots" / folder.name)
+    (tmp_path / "b" / "again").symlink_to(tmp_path)  # a loop
+    (tmp_path / "c").symlink_to(folder)
+    assert find_scenes(tmp_path) == [folder, tmp_path / "overview.tif"]
+    for band in ("B02", "B03"):  # of a scene without metadata, beside folders of others
+        write_band(tmp_path / f"T33UUU_20170101T101031_{band}.tif", numbers(9, 9), "EPSG:32633", at(10))
+    (tmp_path / "overview.tif").unlink()
+    assert find_scenes(tmp_path) == [tmp_path, folder]
+
+
+def test_a_folder_that_cannot_be_told_costs_itself_alone(tmp_path):
+    folder, _ = safe(tmp_path / "a" / "deep", "L2A")
+    for name in ("T33UUU_B02.tif", "T33UUU_B02.jp2"):
+        write_band(tmp_path / "a" / name, numbers(8, 9), "EPSG:32633", at(10))
+    assert find_scenes(tmp_path) == [tmp_path / "a", folder]
+    with pytest.raises(SceneError, match=r"band B02 is there twice, T33UUU_B02\.jp2 and T33UUU_B02\.tif"):
+        open_scene(tmp_path / "a")
+
+
+def test_a_folder_that_may_not_be_listed_costs_itself_alone(tmp_path, monkeypatch):
+    folder, _ = safe(tmp_path / "a", "L2A")
+    (tmp_path / "b").mkdir()
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path) == tmp_path / "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert find_scenes(tmp_path) == [folder, tmp_path / "b"]
+    with pytest.raises(SceneError, match="b: cannot be read: Permission denied"):
+        open_scene(tmp_path / "b")
