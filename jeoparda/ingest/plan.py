@@ -268,8 +268,8 @@ def _refuse_other(store: Path, digests: list[str], expected: Sequence[str]) -> N
     """StoreError where shards are there that another plan made: they would be of no use, and neither would its plan."""
     if expected and list(expected) != digests:
         raise StoreError(
-            f"{path_of(store)}: the archive no longer gives the plan that the store was made by; name the archive as it "
-            "was with --archive"
+            f"{path_of(store)}: the archive no longer gives the plan that the store was made by; name the archive as "
+            "it was with --archive"
         )
     for path in sorted((store / "shards").glob("[0-9]*.h5")):
         made_by = plan_of(path)
