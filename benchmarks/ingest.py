@@ -90,7 +90,7 @@ def _paired(one: Callable[[], float], other: Callable[[], float]) -> tuple[list[
 
 @main.command()
 @click.option("--workers", default=2)
-@click.option("--patches", default=4_000)
+@click.option("--patches", default=2_000)
 def rate(workers: int, patches: int) -> None:
     """Ingest's rate over the bare reader's, both with so many workers."""
     archive = _archive(patches)
@@ -167,7 +167,7 @@ def scenes() -> None:
 
 
 @main.command()
-@click.option("--patches", default=4_000)
+@click.option("--patches", default=2_000)
 def workers(patches: int) -> None:
     """The rate of two workers over that of one."""
     archive = _archive(patches)
