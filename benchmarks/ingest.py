@@ -27,7 +27,7 @@ from jeoparda.stages import call
 
 WORK = Path(__file__).with_name("work")
 RECIPES = Path(__file__).with_name("recipes")
-ROUNDS = 5
+ROUNDS = 3
 MANY = 100_000
 
 
@@ -90,7 +90,7 @@ def _paired(one: Callable[[], float], other: Callable[[], float]) -> tuple[list[
 
 @main.command()
 @click.option("--workers", default=2)
-@click.option("--patches", default=2_000)
+@click.option("--patches", default=5_000)
 def rate(workers: int, patches: int) -> None:
     """Ingest's rate over the bare reader's, both with so many workers."""
     archive = _archive(patches)

@@ -2,8 +2,11 @@
 inference, which need no collectives: a function, many tasks, results in whatever order they come.
 """
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +17,7 @@ from jeoparda.errors import CommError, JeopardaError
 from jeoparda.launchers import launched
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 AHEAD = 2  # tasks with each worker: one in hand, one waiting
 
 
@@ -64,7 +68,8 @@ def workers(count: int = 0) -> Iterator[Workers | None]:
         yield Workers()
         return
     # spawn: a fork would copy locks that GDAL's or MPI's threads hold
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, spawn, initializer=_end_with, initargs=(os.getpid(),))
     try:
         yield Workers(pool, count, here=False)
     except BrokenProcessPool as e:
@@ -74,6 +79,14 @@ def workers(count: int = 0) -> Iterator[Workers | None]:
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """A worker of a parent that was killed would wait for tasks for ever: let it be killed too (Linux's prctl)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(1)
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """Workers: every task once, whoever does it; tasks drawn as needed; errors and dead processes told."""
 
+import multiprocessing
 import os
 import pickle
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,28 @@ def test_the_first_error_of_a_task_is_raised(count):
 def test_a_killed_worker_is_told():
     with pytest.raises(JeopardaError, match=r"a worker process died.*it goes on where it stopped"):
         run(die, 2)
+
+
+def parent(told) -> None:
+    with workers(2) as w:
+        assert w is not None
+        for _, pid in w.map(square, ((i,) for i in range(4))):
+            told.send(pid)
+        told.send(0)
+        time.sleep(60)
+
+
+def test_workers_end_with_a_parent_that_is_killed():
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=parent, args=(there,))
+    process.start()
+    pids = set(iter(here.recv, 0))
+    process.kill()
+    process.join()
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert pids and not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
 class Slow:
