@@ -27,7 +27,7 @@ from jeoparda.stages import call
 
 WORK = Path(__file__).with_name("work")
 RECIPES = Path(__file__).with_name("recipes")
-ROUNDS = 3
+ROUNDS = 5
 MANY = 100_000
 
 

@@ -92,8 +92,9 @@ def finalise_by(r: IngestRecipe, w: Workers, say: Say) -> StoreInfo:
     tasks = ((r.store, n, plan.digest(n), True) for n in range(len(plan.shards)))
     found = list(track(w.map(_look, tasks), "check", "shards", len(plan.shards)))
     if missing := sorted(n for n, shard in found if shard is None):
+        which = partition.spans(missing)
         raise StoreError(
-            f"{r.store}: {len(missing)} of {len(plan.shards)} shards are missing or damaged: {_ranges(missing)}; "
+            f"{r.store}: {len(missing)} of {len(plan.shards)} shards are missing or damaged: {which}; "
             "run `jeoparda store load` for their parts again, or for all: what is there is kept"
         )
     return _finalise(r, plan, [shard for _, shard in found if shard], say)
@@ -214,14 +215,3 @@ def _finalise(r: IngestRecipe, plan: Plan, shards: list[Shard], say: Say) -> Sto
     for reason, n in info.not_wanted.items():
         say(f"{r.store}: {n} patches left out: {reason}")
     return info
-
-
-def _ranges(numbers: list[int]) -> str:
-    """1, 2, 3, 7 -> "1-3, 7"."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

@@ -15,10 +15,11 @@ import numpy as np
 from jeoparda.config import check
 from jeoparda.errors import StoreError
 from jeoparda.files import sync
-from jeoparda.ingest import _ranges, finalise_by, payloads, row
+from jeoparda.ingest import finalise_by, payloads, row
 from jeoparda.ingest import plan as plans
 from jeoparda.ingest.recipe import IngestRecipe, source_of
 from jeoparda.ingest.source import Patch, Planned, Source
+from jeoparda.partition import spans
 from jeoparda.progress import track
 from jeoparda.raster import session
 from jeoparda.store import (
@@ -102,7 +103,7 @@ def _repair(r: IngestRecipe, info: StoreInfo, w: Workers, say: Callable[[str], N
         shutil.rmtree(r.store / _SCRATCH, ignore_errors=True)
     if failed := sorted(n for n, patches in done if patches is None):
         raise StoreError(
-            f"{r.store}: shards {_ranges(failed)} could not be mended, {r.archive} no longer gives what they held; "
+            f"{r.store}: shards {spans(failed)} could not be mended, {r.archive} no longer gives what they held; "
             "name the archive as it was with --archive, or ingest what is there into another store"
         )
     patches = sum(n for _, n in done if n)

@@ -232,14 +232,6 @@ def _write(
     colors = [tuple(c) for c in trained.about["colors"]]
     empty = np.isnan(scores[0])
     classes = np.where(empty, NODATA, scores.argmax(0)).astype(np.uint8)
-    probabilities = np.where(empty, NODATA, np.round(np.nan_to_num(scores) * FULL)).astype(np.uint8)
-    files = {
-        "classes_tif": f"{scene.name}_classes.tif",
-        "probabilities_tif": f"{scene.name}_probabilities.tif",
-        "quicklook_png": f"{scene.name}_quicklook.png",
-        "classmap_png": f"{scene.name}_classmap.png",
-    }
-    transform = grid.transform(scene.finest.transform)
     warnings = _warnings(trained, scene)
     tags = {
         "JEOPARDA_RUN": trained.path.parent.parent.name,
@@ -247,33 +239,17 @@ def _write(
         "JEOPARDA_SOURCE": scene.name,
         "JEOPARDA_WARNINGS": " ".join(warnings),
     }
-    legend = [{"name": n, "color": list(c)} for n, c in zip(names, colors, strict=True)]
-    table = dict(enumerate(colors))
-    write_map(
-        r.out / files["classes_tif"],
-        classes[None],
-        scene.finest.crs,
-        transform,
-        nodata=NODATA,
-        names=["most probable class"],
-        colors=table,
-        categories=names,
-        tags=tags,
-    )
-    scale = {"JEOPARDA_SCALE": f"probability = value / {FULL}"}
-    write_map(
-        r.out / files["probabilities_tif"],
-        probabilities,
-        scene.finest.crs,
-        transform,
-        nodata=NODATA,
-        names=names,
-        tags=tags | scale,
-    )
+    files = {
+        "classes_tif": f"{scene.name}_classes.tif",
+        "probabilities_tif": f"{scene.name}_probabilities.tif",
+        "quicklook_png": f"{scene.name}_quicklook.png",
+        "classmap_png": f"{scene.name}_classmap.png",
+    }
+    place = scene.finest.crs, grid.transform(scene.finest.transform)
+    _write_classes(r.out / files["classes_tif"], classes, place, names, colors, tags)
+    _write_probabilities(r.out / files["probabilities_tif"], scores, place, names, tags)
     _picture(r.out / files["quicklook_png"], _quicklook(trained, scene))
-    palette = np.full((256, 3), 255, np.uint8)
-    palette[: len(colors)] = colors
-    _picture(r.out / files["classmap_png"], palette[classes])
+    _picture(r.out / files["classmap_png"], _painted(classes, colors))
     return {
         "scene": scene.name,
         "source": scene.folder,
@@ -282,9 +258,34 @@ def _write(
         "warnings": warnings,
         "pixels": {names[i]: int(n) for i, n in enumerate(np.bincount(classes[~empty], minlength=len(names))) if n},
         "no_data": int(empty.sum()),
-        "legend": legend,
+        "legend": [{"name": n, "color": list(c)} for n, c in zip(names, colors, strict=True)],
         "outputs": {name: sha256(r.out / name) for name in files.values()},
     }
+
+
+Place = tuple[str, tuple[float, ...]]  # (CRS, affine map)
+
+
+def _write_classes(
+    path: Path, classes: np.ndarray, place: Place, names: list[str], colors: list[Any], tags: dict[str, str]
+) -> None:
+    """classes: (row, col) uint8, NODATA without data."""
+    name, table = ["most probable class"], dict(enumerate(colors))
+    write_map(path, classes[None], *place, nodata=NODATA, names=name, colors=table, categories=names, tags=tags)
+
+
+def _write_probabilities(path: Path, scores: np.ndarray, place: Place, names: list[str], tags: dict[str, str]) -> None:
+    """scores: (class, row, col), nan without data; written as uint8."""
+    values = np.where(np.isnan(scores), NODATA, np.round(np.nan_to_num(scores) * FULL)).astype(np.uint8)
+    scale = {"JEOPARDA_SCALE": f"probability = value / {FULL}"}
+    write_map(path, values, *place, nodata=NODATA, names=names, tags=tags | scale)
+
+
+def _painted(classes: np.ndarray, colors: list[Any]) -> np.ndarray:
+    """(row, col, 3) uint8; white without data."""
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[: len(colors)] = colors
+    return palette[classes]
 
 
 def _quicklook(trained: Trained, scene: Scene) -> np.ndarray:

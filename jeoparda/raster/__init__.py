@@ -4,6 +4,7 @@ Small contracts: read a band as it is, keep a raster open and read windows of it
 cloud-optimised GeoTIFF. Nothing here resamples, fuses or rescales unless it is asked to.
 """
 
+import dataclasses
 import functools
 import math
 import os
@@ -31,6 +32,7 @@ from rasterio.windows import Window
 
 from jeoparda.errors import SceneError
 from jeoparda.files import whole
+from jeoparda.raster import geotiff
 
 # One thread in GDAL: parallelism is over patches and scenes, never hidden inside a read. The directory of a
 # patch is never listed: on a parallel filesystem that costs more than the read.
@@ -79,18 +81,26 @@ def _in_session() -> bool:
     return hasenv() and "GDAL_PAM_ENABLED" in getenv()
 
 
+def _with_sidecars() -> bool:
+    return _in_session() and getenv()["GDAL_PAM_ENABLED"] == _SIDECARS["GDAL_PAM_ENABLED"]
+
+
 @contextmanager
-def _open(path: str | os.PathLike[str] | bytes, called: str = "") -> Iterator[rasterio.DatasetReader]:
-    """`path`: of a file, or the file itself as bytes."""
+def _open(
+    path: str | os.PathLike[str] | bytes, called: str = "", located: bool = True
+) -> Iterator[rasterio.DatasetReader]:
+    """`path`: of a file, or the file itself as bytes. located: with its CRS and place, which for a GeoTIFF can be left
+    out."""
+    how = {} if located else {"driver": "GTiff", "GEOREF_SOURCES": "NONE"}
     with nullcontext() if _in_session() else session():
         try:
             if isinstance(path, bytes):
                 if not path:  # rasterio would take it for a file to write
                     raise RasterioError("no bytes")
-                with rasterio.MemoryFile(path) as memory, memory.open() as source:
+                with rasterio.MemoryFile(path) as memory, memory.open(**how) as source:
                     yield source
             else:
-                with rasterio.open(path) as source:
+                with rasterio.open(path, **how) as source:
                     yield source
         except RasterioError as e:
             raise _refused(path, called, e) from e
@@ -188,8 +198,19 @@ def read_band(path: str | os.PathLike[str] | bytes, band: int = 1) -> tuple[np.n
 
     Returns (row, col) and the file's description. SceneError where the file is no raster or is truncated.
     """
-    with _open(path) as source:
-        return source.read(band), _info(source)
+    place = None if _with_sidecars() else geotiff.place(path)
+    crs = _CRS_SEEN.get(place.crs) if place else None
+    with _open(path, located=crs is None) as source:
+        array, info = source.read(band), _info(source)
+    if place and crs is not None:
+        return array, dataclasses.replace(info, crs=crs, transform=place.transform)
+    if place and info.transform == place.transform:
+        _CRS_SEEN[place.crs] = info.crs
+    return array, info
+
+
+# What GDAL said of the tags that say a CRS: as many as an archive has CRSs, in practice a few.
+_CRS_SEEN: dict[tuple[bytes, ...], str] = {}
 
 
 class OpenRaster:

@@ -36,33 +36,14 @@ def warp(
     Returns (band, row, col) of the same type, integers rounded, 0 where there is no value; and (row, col) bool, where
     at least half of the weight is on valid pixels.
     """
-    there = valid.astype(np.float64)
-    weight = _linear(there, source, target, shape, method, scale)
-    known = weight >= 0.5
-    out = np.zeros((len(image), *shape), image.dtype)
-    for i, band in enumerate(image):
-        total = _linear(np.where(valid, band, 0).astype(np.float64), source, target, shape, method, scale)
-        mean = total[known] / weight[known]
-        out[i][known] = np.rint(mean) if out.dtype.kind in "iu" else mean
-    return out, known
-
-
-def _linear(
-    image: np.ndarray,
-    source: tuple[str, tuple[float, ...]],
-    target: tuple[str, tuple[float, ...]],
-    shape: tuple[int, int],
-    method: Method,
-    scale: float,
-) -> np.ndarray:
-    """(row, col) float64; 0 where the source does not reach."""
-    out = np.zeros(shape)
     shrink = min(1.0, scale)
-    with warnings.catch_warnings(), rasterio.Env(GDAL_NUM_THREADS="1"):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+
+    def linear(pixels: np.ndarray) -> np.ndarray:
+        """(row, col) float64 -> the same on the target's grid, 0 where the source does not reach."""
+        on_target = np.zeros(shape)
         rasterio.warp.reproject(
-            np.ascontiguousarray(image),
-            out,
+            np.ascontiguousarray(pixels),
+            on_target,
             src_crs=source[0] or _NOWHERE,
             src_transform=Affine(*source[1][:6]),
             dst_crs=target[0] or _NOWHERE,
@@ -72,7 +53,17 @@ def _linear(
             XSCALE=shrink,
             YSCALE=shrink,
         )
-    return out
+        return on_target
+
+    out = np.zeros((len(image), *shape), image.dtype)
+    with warnings.catch_warnings(), rasterio.Env(GDAL_NUM_THREADS="1"):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        weight = linear(valid.astype(np.float64))
+        known = weight >= 0.5
+        for i, band in enumerate(image):
+            mean = linear(np.where(valid, band, 0).astype(np.float64))[known] / weight[known]
+            out[i][known] = np.rint(mean) if out.dtype.kind in "iu" else mean
+    return out, known
 
 
 def moved(points: np.ndarray, source: str, target: str) -> np.ndarray:

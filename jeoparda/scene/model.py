@@ -105,6 +105,12 @@ class Scene:
         same = [f.info.dtype for f in self.files.values() if f.info.width_px == info.width_px]
         return str(np.result_type(*same))
 
+    def is_bounded(self, band: str) -> bool:
+        """Whether a pixel of the band may hold no data: something says which do."""
+        file = self.files[band]
+        told = file.nodata is not None or file.info.masked or file.info.dtype.startswith("float")  # nan
+        return told or file.warped or self.fusion is not None or self.unit == REFLECTANCE
+
     def groups(self, size_px: int) -> tuple[Group, ...]:
         """The bands by pixel size, finest first, for patches of `size_px` px of the finest grid.
 
@@ -186,7 +192,7 @@ class SceneReader:
     def measured(self, window: Window_px) -> np.ndarray:
         """(row, col) bool on the finest grid: every band that is asked has data there."""
         good = np.ones(window[2:], bool)
-        for band in self._asked:
+        for band in filter(self.scene.is_bounded, self._asked):
             last, empty = self._empty.get(band, (None, None))  # most often the window has just been read
             if last != window:
                 empty = self._numbers(band, window)[1]

@@ -39,7 +39,7 @@ class Sums:
     def _add(self, names: tuple[str, ...], values: np.ndarray, valid: np.ndarray | None) -> None:
         """values: (..., band, row, col); valid: (..., row, col) bool."""
         bands = np.moveaxis(values, -3, 0).reshape(len(names), -1)
-        if valid is not None:
+        if valid is not None and not valid.all():
             bands = bands[:, valid.ravel()]
         if not bands.size:
             return

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jeoparda.partition import shards, share
+from jeoparda.partition import shards, share, spans
 
 
 @given(count=st.integers(0, 10_000), parts=st.integers(1, 200))
@@ -25,3 +25,10 @@ def test_shards_cover_everything_once(count, per_shard):
 def test_a_part_that_is_none(part, parts):
     with pytest.raises(ValueError, match="expected 0 <= part < parts"):
         share(10, part, parts)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([4], "4"), ([1, 2, 3, 7], "1-3, 7"), ([0, 2, 3], "0, 2-3"), ([5, 6], "5-6")]
+)
+def test_spans_are_said_shortly(numbers, text):
+    assert spans(numbers) == text

@@ -1,5 +1,6 @@
 """Rasters on disk, read back by rasterio itself."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from jeoparda.raster import (
     crs_name,
     crs_unit,
     describe,
+    geotiff,
     png,
     read_band,
     session,
@@ -40,6 +42,62 @@ def test_a_band_reads_back_as_written(tmp_path, dtype):
     assert (info.height_px, info.width_px, info.count, info.dtype) == (7, 11, 1, dtype)
     assert (info.crs, info.transform, info.pixel_size) == ("EPSG:32633", AT, 10)
     assert describe(tmp_path / "a.tif") == info
+
+
+MARS = "+proj=eqc +lat_ts=0 +lat_0=0 +lon_0=180 +x_0=0 +y_0=0 +a=3396190 +b=3396190 +units=m"
+TURNED = (10.0, 1.0, 399_960.0, 1.0, -10.0, 5_400_000.0)
+PLACES = [
+    ("EPSG:32633", AT),
+    ("EPSG:4326", (0.25, 0.0, -180.0, 0.0, -0.25, 90.0)),
+    ("EPSG:3035", (0.5, 0.0, 4_321_000.125, 0.0, -2.0, 3e6)),
+    ("ESRI:54009", AT),
+    (MARS, AT),
+    ("", AT),
+    ("EPSG:32633", TURNED),
+    ("EPSG:32633", (10.0, 0.0, 399_960.0, 0.0, 10.0, 5_400_000.0)),
+    ("", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+]
+
+
+@pytest.mark.parametrize("point", [False, True])
+@pytest.mark.parametrize("more", [{}, {"BIGTIFF": "YES"}, {"ENDIANNESS": "BIG"}, {"COMPRESS": "DEFLATE"}])
+def test_a_band_lies_where_gdal_says_however_often_its_crs_was_seen(tmp_path, more, point):
+    """Also where the quick look at the tags takes over, from the second file of a CRS on."""
+    path = tmp_path / "a.tif"
+    for again in range(2):
+        for crs, transform in PLACES:
+            size = {"height": 3, "width": 4, "count": 1, "dtype": "uint16"}
+            with rasterio.open(path, "w", crs=crs or None, transform=rasterio.Affine(*transform), **size, **more) as f:
+                f.write(noise(1, 3, 4))
+                f.update_tags(AREA_OR_POINT="Point" if point else "Area")
+            for file in (path, path.read_bytes()):
+                info = read_band(file)[1]
+                told = describe(file)
+                assert dataclasses.replace(info, path="") == dataclasses.replace(told, path=""), (crs, again)
+
+
+def test_the_quick_look_is_taken_for_plain_files_and_gives_way_to_gdal_for_others(tmp_path):
+    path = tmp_path / "a.tif"
+    write_band(path, noise(3, 4), "EPSG:32633", AT)
+    whole = path.read_bytes()
+    assert geotiff.place(path) == geotiff.place(whole)
+    assert geotiff.place(whole).transform == AT
+    ends = [geotiff.place(whole[:n]) for n in range(0, len(whole), 7)]
+    assert None in ends  # cut short: for GDAL to tell
+    assert all(p in (None, geotiff.place(whole)) for p in ends)
+    write_band(path, noise(3, 4), "EPSG:32633", TURNED)
+    assert geotiff.place(path) is None
+    assert geotiff.place(tmp_path / "none.tif") is None
+
+
+def test_a_world_file_still_counts_where_sidecars_do(tmp_path):
+    for name in ("a", "b"):
+        write_band(tmp_path / f"{name}.tif", noise(3, 4), "EPSG:32633", AT)
+        read_band(tmp_path / f"{name}.tif")
+    (tmp_path / "b.tif.aux.xml").write_text("<PAMDataset><GeoTransform>7, 2, 0, 9, 0, -2</GeoTransform></PAMDataset>")
+    with session(sidecars=True):
+        assert read_band(tmp_path / "b.tif")[1].transform == (2, 0, 7, 0, -2, 9)
+    assert read_band(tmp_path / "b.tif")[1].transform == AT
 
 
 def test_a_band_written_twice_has_the_same_bytes(tmp_path):
