@@ -167,7 +167,7 @@ def scenes() -> None:
 
 
 @main.command()
-@click.option("--patches", default=2_000)
+@click.option("--patches", default=5_000)
 def workers(patches: int) -> None:
     """The rate of two workers over that of one."""
     archive = _archive(patches)

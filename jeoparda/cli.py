@@ -71,6 +71,26 @@ def recipe(stage: str, source: str) -> None:
     click.echo(template_of(source), nl=False)
 
 
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--epoch", type=click.IntRange(1), help="only this one; the first is 1")
+@click.option("--store", "moved", type=click.Path(path_type=Path), help="where the run's store is now, if it moved")
+def seen(run: Path, epoch: int | None, moved: Path | None) -> None:
+    """Prove from a run's journals (feed.journal) that every epoch saw each patch exactly once; exit 1 if not."""
+    from jeoparda.feed.seen import faults, prove, store_of, table
+
+    its_store = store_of(run, moved)
+    found = prove(run, its_store, epoch - 1 if epoch else None)
+    click.echo(table(found))
+    for fault in faults(found, its_store):
+        click.echo(fault, err=True)
+    if not all(e.exact for e in found):
+        raise JeopardaError(f"{run}: not proven: {sum(not e.exact for e in found)} of {len(found)} epochs")
+    click.echo(
+        f"{run}: {len(found)} epochs saw each of {found[0].samples} patches exactly once, in the order asked for"
+    )
+
+
 @main.group()
 def store() -> None:
     """Look into a store, mend it, or make one in steps."""

@@ -150,8 +150,13 @@ def device_of(comm: Comm) -> torch.device:
         torch.cuda.set_device(comm.local_rank)
         return torch.device("cuda", comm.local_rank)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.local_size))
+        torch.set_num_threads(cores_of(comm))
     return torch.device("cpu")
+
+
+def cores_of(comm: Comm) -> int:
+    """This rank's share of the cores that it may use."""
+    return max(1, len(os.sched_getaffinity(0)) // comm.local_size)
 
 
 class _SyncNorm(torch.autograd.Function):

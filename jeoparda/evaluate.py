@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from jeoparda import checkpoint, losses
-from jeoparda.comm import Backend, Comm, device_of
-from jeoparda.config import REQUIRED, check, opt, recipe
-from jeoparda.errors import CheckpointError
+from jeoparda.comm import Backend, Comm, cores_of, device_of
+from jeoparda.config import REQUIRED, as_dict, check, opt, recipe
+from jeoparda.errors import CheckpointError, RecipeError
 from jeoparda.feed import Feed, FeedRecipe, Plan
 from jeoparda.files import whole
 from jeoparda.metrics import MultilabelScore, multilabel
@@ -94,10 +94,13 @@ def run(r: EvaluateRecipe, comm: Comm) -> dict[str, Any]:
     store = Store(r.store)
     trained = load(r.run, r.checkpoint)
     _check_fit(trained, store)
+    if r.feed.bands:
+        raise RecipeError(f"feed.bands = {list(r.feed.bands)}: the run's bands are taken, {', '.join(trained.bands)}")
     chosen = store.split(r.split)
     plan = Plan(Order(len(chosen), r.batch, 0, shuffle=False), chosen, comm.rank, comm.size)
-    feed = Feed(store, plan, r.feed, False, store.labels, _statistics(trained))
     device = device_of(comm)
+    how = check(FeedRecipe, as_dict(r.feed) | {"bands": list(trained.bands)})
+    feed = Feed(store, plan, how, False, store.labels, _statistics(trained), device, cores_of(comm))
     numbers, scores, loss = infer(trained.model.to(device), feed, device, comm)
     threshold = trained.about["threshold"]
     figures = multilabel(scores, store.labels[numbers], threshold)
@@ -132,7 +135,7 @@ def _statistics(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_fit(trained: Trained, store: Store) -> None:
     pairs = (
-        ("bands", trained.bands, store.info.bands),
+        ("bands", trained.bands, tuple(b for b in store.info.bands if b in trained.bands)),
         ("classes", tuple(trained.about["classes"]), store.info.classes),
         ("sensor", trained.about["sensor"], store.info.sensor),
         ("unit", trained.about["unit"], store.info.unit),

@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from jeoparda import __version__, checkpoint, losses, schedule
-from jeoparda.comm import Backend, Comm, device_of, synchronise_norm
+from jeoparda.comm import Backend, Comm, cores_of, device_of, synchronise_norm
 from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
-from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped
+from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped, StoreError
 from jeoparda.evaluate import infer
 from jeoparda.feed import Batch, Feed, FeedRecipe, Plan
+from jeoparda.feed.seen import SeenWriter, starts
+from jeoparda.feed.stage import Stage
 from jeoparda.files import whole
 from jeoparda.journal import Journal, provenance, read
 from jeoparda.metrics import multilabel
@@ -112,6 +114,7 @@ class Training:
     device: torch.device
     loop: Loop
     stop: StopRequest
+    seen: SeenWriter | None = None  # where the recipe asks for it
 
     @property
     def steps(self) -> int:
@@ -122,9 +125,18 @@ class Training:
 def run(r: TrainRecipe, comm: Comm) -> Path:
     """Train, or go on training, and return the run folder.
 
-    Raises Stopped after a signal, when the checkpoint is written; CheckpointError when the folder holds another run.
+    Raises Stopped after a signal, when the checkpoint is written; CheckpointError when the folder holds another run;
+    StoreError when patches cannot be read any more, saying from where the run will go on.
     """
-    t = _prepare(r, comm)
+    stop = StopRequest()
+    store = Store(r.store)
+    read = np.concatenate([store.split(split) for split in ("train", "val")])
+    with Stage(store, r.feed.stage, r.feed.stage_folder, read, comm) as stage:
+        return _train(_prepare(r, comm, store, stage, stop))
+
+
+def _train(t: Training) -> Path:
+    r, comm = t.r, t.comm
     if t.loop.epoch >= r.epochs:
         if comm.rank == 0:
             print(f"{r.run}: finished already, {r.epochs} epochs")
@@ -135,29 +147,58 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
             draft.write_text(dump(r))
         journal.append("resume" if t.loop != Loop() else "start", **_describe(t))
         print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
-    while t.loop.epoch < r.epochs:
-        spent: dict[str, float] = defaultdict(float)
-        images, seconds = _epoch(t, spent)
-        with _clock(spent, "validation"):
-            numbers, scores, loss = infer(t.model, t.val, t.device, comm)
-            figures = {"loss": loss} | multilabel(scores, t.store.labels[numbers], r.threshold).summary()
-        line = _line(t, spent, images, seconds, figures)
-        if journal:  # before the checkpoint: a crash between the two leaves a line to find, not a line lost
-            if not any(e["event"] == "epoch" and e["epoch"] == line["epoch"] for e in read(journal.path)):
-                journal.append("epoch", **line)
-            print(_spoken(r, line), flush=True)
-        better = figures["micro_f1"] > t.loop.best_f1
-        best = (figures["micro_f1"], line["step"]) if better else (t.loop.best_f1, t.loop.best_step)
-        t.loop = Loop(t.loop.epoch + 1, best_f1=best[0], best_step=best[1])
-        _save(t)
+    with _seen(t), _how_to_go_on(r.run):
+        while t.loop.epoch < r.epochs:
+            _round(t, journal)
     if journal:
         journal.append("stop", reason="finished", epoch=t.loop.epoch)
     return r.run
 
 
+@contextmanager
+def _seen(t: Training) -> Iterator[None]:
+    """Has the journal of the patches seen open, where the recipe asks for one. After this start is in the run's own
+    journal, which counts the starts."""
+    if not t.r.feed.journal:
+        yield
+        return
+    start = t.comm.broadcast(len(starts(t.r.run)) if t.comm.rank == 0 else None, "train.start")
+    with closing(SeenWriter(t.r.run, start, t.comm.rank, t.comm.size)) as t.seen:
+        yield
+
+
+@contextmanager
+def _how_to_go_on(run: Path) -> Iterator[None]:
+    """Adds to the error of a store that cannot be read what becomes of the run."""
+    try:
+        yield
+    except StoreError as e:
+        found = checkpoint.newest(run)
+        after = f"goes on after step {int(found[0].stem)}, its last checkpoint" if found else "begins anew"
+        raise StoreError(f"{e}; then start the run again: it {after}") from e
+
+
+def _round(t: Training, journal: Journal | None) -> None:
+    """What is left of an epoch, then validation, a line in the journal, a checkpoint."""
+    r, spent = t.r, defaultdict[str, float](float)
+    images, seconds = _epoch(t, spent)
+    with _clock(spent, "validation"):
+        numbers, scores, loss = infer(t.model, t.val, t.device, t.comm)
+        figures = {"loss": loss} | multilabel(scores, t.store.labels[numbers], r.threshold).summary()
+    line = _line(t, spent, images, seconds, figures)
+    if journal:  # before the checkpoint: a crash between the two leaves a line to find, not a line lost
+        if not any(e["event"] == "epoch" and e["epoch"] == line["epoch"] for e in read(journal.path)):
+            journal.append("epoch", **line)
+        print(_spoken(r, line), flush=True)
+    better = figures["micro_f1"] > t.loop.best_f1
+    best = (figures["micro_f1"], line["step"]) if better else (t.loop.best_f1, t.loop.best_step)
+    t.loop = Loop(t.loop.epoch + 1, best_f1=best[0], best_step=best[1])
+    _save(t)
+
+
 def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
     """The steps that are left of the epoch. Returns this rank's images and seconds."""
-    r, loop, order = t.r, t.loop, t.feed.plan.order
+    r, loop = t.r, t.loop
     t.feed.restore({"epoch": loop.epoch, "step": loop.step})
     t.feed.waited_s = 0.0
     t.model.train()
@@ -165,29 +206,17 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
         for module in t.model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-    dtype = DTYPES[r.precision]
     running = torch.zeros((), dtype=torch.float64, device=t.device)  # so that it does not matter how often it is read
     images, started = 0, time.perf_counter()
     batches: Iterable[Batch] = t.feed
     if t.comm.rank == 0:
         batches = track(t.feed, f"epoch {loop.epoch + 1}/{r.epochs}", "steps", t.steps - loop.step)
     for batch in batches:
-        done = loop.epoch * t.steps + loop.step
-        for group in t.optimizer.param_groups:
-            group["lr"] = r.optimizer.lr * schedule.factor(r.schedule, done, r.epochs * t.steps)
-        torch.manual_seed(int(key(r.seed, _DROPOUT, done, t.comm.rank) >> np.uint64(1)))
-        with _clock(spent, "compute"):
-            image = batch["image"].to(t.device, dtype, memory_format=torch.channels_last, non_blocking=True)
-            labels = batch["labels"].to(t.device, dtype, non_blocking=True)
-            t.optimizer.zero_grad()
-            first, last = order.bounds(loop.step)
-            loss = losses.multilabel(t.model(image), labels) / (last - first)
-            (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
-        # with other ranks: what the backward pass did not hide of the exchange, and waiting for the slowest
-        with _clock(spent, "communication" if t.comm.size > 1 else "compute"):
-            t.optimizer.step()
-        running += loss.detach()
-        images += len(image)
+        spent.setdefault("first_wait", t.feed.waited_s)
+        running += _step(t, batch, spent)
+        images += len(batch["number"])
+        if t.seen:
+            t.seen.write(loop.epoch, loop.step, batch["number"].tolist())
         loop.step += 1
         save = r.checkpoint.every_steps and loop.step % r.checkpoint.every_steps == 0 and loop.step < t.steps
         if loop.step % STOP_CHECK_STEPS == 0 or loop.step == t.steps or save:
@@ -203,6 +232,26 @@ def _epoch(t: Training, spent: dict[str, float]) -> tuple[int, float]:
     return images, time.perf_counter() - started
 
 
+def _step(t: Training, batch: Batch, spent: dict[str, float]) -> torch.Tensor:
+    """One step of the optimizer on this rank's share of a batch. Returns its share of the loss, on the device."""
+    r, dtype = t.r, DTYPES[t.r.precision]
+    done = t.loop.epoch * t.steps + t.loop.step
+    for group in t.optimizer.param_groups:
+        group["lr"] = r.optimizer.lr * schedule.factor(r.schedule, done, r.epochs * t.steps)
+    torch.manual_seed(int(key(r.seed, _DROPOUT, done, t.comm.rank) >> np.uint64(1)))
+    with _clock(spent, "compute"):
+        image = batch["image"].to(t.device, dtype, memory_format=torch.channels_last, non_blocking=True)
+        labels = batch["labels"].to(t.device, dtype, non_blocking=True)
+        t.optimizer.zero_grad()
+        first, last = t.feed.plan.order.bounds(t.loop.step)
+        loss = losses.multilabel(t.model(image), labels) / (last - first)
+        (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
+    # with other ranks: what the backward pass did not hide of the exchange, and waiting for the slowest
+    with _clock(spent, "communication" if t.comm.size > 1 else "compute"):
+        t.optimizer.step()
+    return loss.detach()
+
+
 def _agree(t: Training, loss_sum: float) -> str:
     """What some rank was told to stop by, "" for nothing. JeopardaError on all ranks when a loss is not finite."""
     flags = torch.tensor([float(bool(t.stop.asked)), float(not math.isfinite(loss_sum))])
@@ -215,24 +264,25 @@ def _agree(t: Training, loss_sum: float) -> str:
     return t.stop.asked or ("a signal on another rank" if stop else "")
 
 
-def _prepare(r: TrainRecipe, comm: Comm) -> Training:
-    stop = StopRequest()
-    store = Store(r.store)
-    device = device_of(comm)
+def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRequest) -> Training:
+    device, cores = device_of(comm), cores_of(comm)
+    if r.feed.kind == "raw":
+        raise RecipeError("feed.kind = raw: a network takes images; take auto, dali or plain")
     feeds = {}
     for split in ("train", "val"):
-        numbers = store.split(split)
-        order = Order(len(numbers), r.batch, r.seed, shuffle=split == "train")
-        labels = _shuffled(store, numbers, r.seed) if r.control != "none" and split == "train" else store.labels
+        numbers, train = store.split(split), split == "train"
+        unit = 2 if train and r.feed.augment.mixup else 1
+        order = Order(len(numbers), r.batch, r.seed, shuffle=train, block=r.feed.block, unit=unit)
+        labels = _shuffled(store, numbers, r.seed) if r.control != "none" and train else store.labels
         plan = Plan(order, numbers, comm.rank, comm.size)
-        feeds[split] = Feed(store, plan, r.feed, split == "train", labels, store.statistics())
+        feeds[split] = Feed(store, plan, r.feed, train, labels, device=device, cores=cores, path_of=stage.path)
     order = feeds["train"].plan.order
-    if order.count // order.steps < comm.size:  # the smallest step
+    if order.count // order.steps <= (comm.size - 1) * order.unit:  # the smallest step
         raise RecipeError(
             f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks"
         )
     torch.manual_seed(r.seed)
-    model = build(r.model, len(store.info.bands), len(store.info.classes))
+    model = build(r.model, len(feeds["train"].bands), len(store.info.classes))
     if r.norm == "synchronised":
         synchronise_norm(model, comm)
     # weights stay row-major: Horovod reduces nothing else; images come channels-last
@@ -269,17 +319,18 @@ def _identity(r: TrainRecipe) -> dict[str, Any]:
     d = as_dict(r)
     for name in ("run", "store", "comm", "checkpoint"):
         del d[name]
-    d["feed"] = {"flips": r.feed.flips}
+    d["feed"] = {name: d["feed"][name] for name in ("augment", "bands", "block")}
     return d
 
 
 def _save(t: Training) -> None:
     """Rank 0 writes; all take part, because the loss so far is spread over them."""
+    if t.seen:
+        t.seen.sync()  # before the sum, so before the checkpoint is there
     loss_sum = t.comm.sum(torch.tensor(t.loop.loss_sum, dtype=torch.float64), "train.loss_so_far").item()
     if t.comm.rank != 0:
         return
     info = t.store.info
-    mean, std = t.store.statistics()
     state = {
         "model": t.model.state_dict(),
         "optimizer": t.optimizer.state_dict(),
@@ -289,11 +340,11 @@ def _save(t: Training) -> None:
             "jeoparda": __version__,
             "store": t.store.digest,
             "sensor": info.sensor,
-            "groups": [asdict(g) | {"bands": list(g.bands)} for g in info.groups],
-            "mean": mean.tolist(),
-            "std": std.tolist(),
+            "groups": [asdict(g) | {"bands": list(g.bands)} for g in t.feed.groups],
+            "mean": t.feed.mean.tolist(),
+            "std": t.feed.std.tolist(),
             "unit": info.unit,
-            "rgb": list(info.rgb),
+            "rgb": list(info.rgb) if {*info.rgb} <= {*t.feed.bands} else [],
             "nomenclature": info.nomenclature,
             "classes": list(info.classes),
             "colors": [list(c) for c in info.colors],
@@ -362,7 +413,7 @@ def _describe(t: Training) -> dict[str, Any]:
         "store": str(t.r.store),
         "store_digest": t.store.digest,
         "classes": list(t.store.info.classes),
-        "bands": list(t.store.info.bands),
+        "bands": list(t.feed.bands),
         "train_patches": t.feed.plan.order.count,
         "val_patches": t.val.plan.order.count,
         "model": t.r.model.name,
@@ -377,7 +428,12 @@ def _line(
     t: Training, spent: dict[str, float], images: int, seconds: float, figures: dict[str, float]
 ) -> dict[str, Any]:
     """The epoch's journal line; on every rank, for it gathers from all."""
-    mine = {"rate": images / seconds if seconds else 0.0, "wait_s": t.feed.waited_s, "loss": t.loop.loss_sum, **spent}
+    mine = {
+        "rate": images / seconds if seconds else 0.0,
+        "wait_s": t.feed.waited_s,
+        "utilisation": utilisation(seconds - spent["checkpoint"], t.feed.waited_s, spent.get("first_wait", seconds)),
+        "loss": t.loop.loss_sum,
+    }
     ranks = t.comm.gather(mine, "train.line")
     parts = ("compute", "communication", "checkpoint")
     return {
@@ -391,8 +447,24 @@ def _line(
         "seconds": seconds,
         "val_seconds": spent["validation"],
         "wait_s": [m["wait_s"] for m in ranks],
+        "utilisation": sum(m["utilisation"] for m in ranks) / len(ranks),
+        "utilisation_per_rank": [m["utilisation"] for m in ranks],
         "split_s": {"feed": t.feed.waited_s} | {p: spent.get(p, 0.0) for p in parts},
     }
+
+
+def utilisation(running_s: float, waited_s: float, first_wait_s: float) -> float:
+    """Accelerator utilisation as MLPerf Storage defines it: computing time / running time, the wait for the first batch
+    left out of both (MLCommons, MLPerf Storage rules, section Performance Metrics, https://github.com/mlcommons/storage).
+    running_s: without checkpoints, which are no part of it in DLIO, MLPerf Storage's own program, either.
+
+    Computing is all that is not waiting for the feed. So of several ranks the lowest tells most: while its feed is
+    late, all others wait for it in an exchange. The clock is that of the loop, which with a GPU is ahead of the device:
+    while the loop waits, the device may still work on steps in its queue. So there the figure is a lower bound: for
+    want of a batch the device was idle as long as the loop waited, at most. nan where no time is left.
+    """
+    running_s, waited_s = running_s - first_wait_s, waited_s - first_wait_s
+    return 1 - waited_s / running_s if running_s > 0 else math.nan
 
 
 def _spoken(r: TrainRecipe, line: dict[str, Any]) -> str:
@@ -400,5 +472,5 @@ def _spoken(r: TrainRecipe, line: dict[str, Any]) -> str:
     return (
         f"epoch {line['epoch']}/{r.epochs}  loss {line['loss']:.4f}  val loss {val['loss']:.4f}  "
         f"micro F1 {val['micro_f1']:.3f}  macro F1 {val['macro_f1']:.3f}  mAP {val['map']:.3f}  "
-        f"{line['images_per_s']:.1f} images/s  {line['seconds']:.0f} s"
+        f"{line['images_per_s']:.1f} images/s  {line['seconds']:.0f} s  utilisation {line['utilisation']:.0%}"
     )

@@ -3,16 +3,22 @@
 Every feed has the same contract: iterate over one epoch's remaining batches, each a dict of
 
     image   (b, band, row, col) float32, normalised by the store's training statistics, on the finest grid
-    labels  (b, class) float32, 0 or 1
+    labels  (b, class) float32, 0 or 1; shares between them where samples are mixed
     number  (b,) int64, the patches' numbers in the store
+    mask    (b, row, col) uint8 class numbers, 255 without a label; where the store has masks
 
-`state()` says where the next batch stands, `restore()` goes there. A batch is valid until the next is asked for.
+`kind: raw` has the store's own fields in the place of `image`: each group's (b, band, row, col) as it is stored and where
+images are wanted, without augmentation. `state()` says where the next batch stands, `restore()` goes there. A batch is valid
+until the next is asked for.
 """
 
+import dataclasses
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,26 +26,38 @@ import torch
 
 from jeoparda.config import opt, recipe
 from jeoparda.errors import RecipeError
-from jeoparda.feed import augment
+from jeoparda.feed.augment import STILL, AugmentRecipe, Draws, draw, still
+from jeoparda.feed.device import Drawn, on_device
+from jeoparda.feed.measure import pace
 from jeoparda.feed.plain import PlainTransform
-from jeoparda.feed.reader import Ring, Slot
+from jeoparda.feed.reader import Files, Reader, Ring
 from jeoparda.order import Order
-from jeoparda.store import Store
+from jeoparda.store import Group, Store, StoreInfo
 
 Batch = dict[str, torch.Tensor]
+CPU = torch.device("cpu")
 
 
 @recipe
 class FeedRecipe:
     """How batches are made."""
 
-    kind: Literal["auto", "dali", "plain", "synthetic"] = opt(
+    kind: Literal["auto", "dali", "plain", "raw", "synthetic"] = opt(
         "auto",
-        "auto: dali where it is installed, else plain; synthetic: batches that cost nothing, to find bottlenecks",
+        "auto: dali where it is installed, else plain; raw: digital numbers as they are stored; synthetic: batches "
+        "that cost nothing, to find bottlenecks",
     )
-    threads: int = opt(2, "reader threads, and DALI's own, a rank", ge=1)
-    ahead: int = opt(2, "batches in work ahead of the consumer", "batches", ge=1)
-    flips: bool = opt(True, "training: random flips and quarter turns")
+    bands: tuple[str, ...] = opt((), "bands, or groups of them as 10m, that the network sees; []: all of the store")
+    threads: int = opt(0, "reader threads a rank; 0: by a short measurement when the feed begins", ge=0)
+    ahead: int = opt(0, "batches in work ahead of the consumer; 0: by the same measurement", "batches", ge=0)
+    check: Literal["first", "never"] = opt("first", "a patch's checksum is compared when a process first reads it")
+    block: int = opt(1, "patches that stay together in the order, for long reads; 1: every patch by itself", ge=1)
+    stage: Literal["none", "shm", "local"] = opt(
+        "none", "copy shards to the node while the first epoch runs; shm: its memory, local: its own disk"
+    )
+    stage_folder: Path | None = opt(None, "folder on the node's disk; null: SLURM_TMPDIR or TMPDIR")
+    journal: bool = opt(False, "write which patches each rank saw, step by step, for `jeoparda seen`")
+    augment: AugmentRecipe = opt(AugmentRecipe, "training: what is done to the samples")
 
 
 def resolve(r: FeedRecipe) -> str:
@@ -51,6 +69,20 @@ def resolve(r: FeedRecipe) -> str:
             "or take feed.kind = plain"
         )
     return ("dali" if there else "plain") if r.kind == "auto" else r.kind
+
+
+def chosen(info: StoreInfo, wanted: tuple[str, ...]) -> tuple[Group, ...]:
+    """The store's groups with the bands that are wanted, by name or by group, in the store's order. RecipeError."""
+    known = {*info.bands, *(g.name for g in info.groups)}
+    if unknown := [b for b in wanted if b not in known]:
+        names = ", ".join([*(g.name for g in info.groups), *info.bands])
+        raise RecipeError(f"feed.bands: the store has no {unknown[0]!r}; it has {names}")
+    if not wanted:
+        return info.groups
+    cut = (
+        dataclasses.replace(g, bands=tuple(b for b in g.bands if b in wanted or g.name in wanted)) for g in info.groups
+    )
+    return tuple(g for g in cut if g.bands)
 
 
 @dataclass(frozen=True)
@@ -68,11 +100,13 @@ class Plan:
     @property
     def largest(self) -> int:
         """The most patches that a step of this rank can have."""
-        return -(-min(self.order.batch, self.order.count) // self.size)
+        share = -(-min(self.order.batch, self.order.count) // self.size)
+        return -(-share // self.order.unit) * self.order.unit
 
 
 class Feed:
-    """A plan's batches, by DALI or by torch. `waited_s`: how long the consumer has waited for data."""
+    """A plan's batches, by DALI or by torch. groups: of the bands of an image. mean, std: (band,) that they are
+    normalised by. waited_s: how long the consumer has waited for data."""
 
     def __init__(
         self,
@@ -81,23 +115,60 @@ class Feed:
         r: FeedRecipe,
         train: bool,
         labels: np.ndarray,
-        statistics: tuple[np.ndarray, np.ndarray],
+        statistics: tuple[np.ndarray, np.ndarray] | None = None,
+        device: torch.device = CPU,
+        cores: int = 2,
+        path_of: Callable[[int], Path] | None = None,
     ) -> None:
-        """train: augment. labels: (patch, class), of all patches of the store. statistics: (band,) mean and
-        standard deviation to normalise by, in digital numbers; a trained network's own when it is used."""
-        if store.info.layout.dates:
+        """train: augment. labels: (patch, class), of all patches of the store. statistics: (band,) mean and standard
+        deviation to normalise the feed's bands by, in digital numbers, a trained network's own when it is used; None:
+        the store's. device: where images are made. cores: that this rank may use. path_of: where a shard is best
+        read now, by its number (Stage.path); None: in the store."""
+        info = store.info
+        if info.layout.dates:
             raise RecipeError(
-                f"{store.folder}: holds series of {store.info.layout.dates} dates; this feed takes single images"
+                f"{store.folder}: holds series of {info.layout.dates} dates; this feed takes single images"
             )
         self.kind = resolve(r)
+        self.groups = chosen(info, r.bands)
         self.plan = plan
         self.epoch = self.step = 0
         self.waited_s = 0.0
-        self._store = store
-        self._recipe = r
-        self._statistics = statistics
-        self._flips = train and r.flips
+        self._store, self._recipe, self._device, self._cores = store, r, device, cores
+        kept = [info.bands.index(b) for b in self.bands]
+        self.mean, self.std = statistics or tuple(v[kept] for v in store.statistics())
+        if len(self.mean) != len(kept):
+            raise ValueError(f"statistics of {len(self.mean)} bands for a feed of {len(kept)}")
+        self._augment = r.augment if train else STILL
         self._labels = torch.from_numpy(labels).to(torch.float32)
+        self._others = ("mask",) if info.layout.mask_px else ()
+        self._checked = np.zeros(len(store), bool) if r.check == "first" else None
+        self._path_of = path_of
+        self._refuse_misfits()
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Of an image, in order."""
+        return tuple(b for g in self.groups for b in g.bands)
+
+    @property
+    def size_px(self) -> int:
+        """Side of a whole image, on the finest grid of its bands."""
+        return self.groups[0].size_px
+
+    def _refuse_misfits(self) -> None:
+        a, mask_px = self._augment, self._store.info.layout.mask_px
+        if a.crop_px > self.size_px:
+            raise RecipeError(f"feed.augment.crop_px = {a.crop_px}: patches are {self.size_px} px; take at most that")
+        if a.crop_px and mask_px % self.size_px:
+            raise RecipeError(
+                f"feed.augment.crop_px = {a.crop_px}: masks of {mask_px} px are no multiple of {self.size_px}, so "
+                "image and mask cannot be cropped alike; take 0"
+            )
+        if a.mixup and mask_px:
+            raise RecipeError("feed.augment.mixup: mixes labels, and this store has masks, which cannot be; take 0")
+        if a.mixup and self.plan.order.unit != 2:
+            raise ValueError("mixup wants whole pairs on each rank: an Order with unit=2")
 
     def state(self) -> dict[str, int]:
         return {"epoch": self.epoch, "step": self.step}
@@ -106,58 +177,84 @@ class Feed:
         self.epoch, self.step = state["epoch"], state["step"]
 
     def __iter__(self) -> Iterator[Batch]:
-        make = {"dali": self._dali, "plain": self._plain, "synthetic": self._synthetic}[self.kind]
+        make = {"dali": self._dali, "plain": self._plain, "raw": self._raw, "synthetic": self._synthetic}[self.kind]
         steps = range(self.step, self.plan.order.steps)
-        batches = make([self.plan.batch(self.epoch, s) for s in steps])
-        try:
+        with closing(make([self.plan.batch(self.epoch, s) for s in steps])) as batches:
             for step in steps:
                 before = time.perf_counter()
-                numbers, image = next(batches)
+                batch = next(batches)
                 self.waited_s += time.perf_counter() - before
-                number = torch.from_numpy(numbers)
                 self.step = step + 1
-                yield {"image": image, "labels": self._labels[number], "number": number}
-        finally:
-            batches.close()  # type: ignore[attr-defined]
+                yield batch
         self.epoch, self.step = self.epoch + 1, 0
 
-    def _draw(self, numbers: np.ndarray) -> np.ndarray:
-        if not self._flips:
-            return np.zeros((len(numbers), 3), bool)
-        return augment.flips(self.plan.order.seed, self.epoch, numbers)
+    def _draw(self, numbers: np.ndarray) -> Draws:
+        if self._augment == STILL:
+            return still(len(numbers))
+        return draw(self._augment, self.plan.order.seed, self.epoch, numbers, self.size_px, len(self.bands))
 
-    def _ring(self, extra: int) -> Ring:
-        r = self._recipe
-        return Ring(self._store, self.plan.largest, r.ahead + extra, r.threads)
+    def _batch(self, numbers: np.ndarray, draws: Draws, **images: torch.Tensor | None) -> Batch:
+        number = torch.from_numpy(numbers)
+        labels = self._labels[number]
+        if draws.share is not None:
+            share = torch.from_numpy(draws.share)[:, None]
+            labels = labels * share + labels[torch.from_numpy(draws.partner).long()] * (1 - share)
+        return {name: x for name, x in images.items() if x is not None} | {"labels": labels, "number": number}
 
-    def _plain(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        ring, transform = self._ring(1), PlainTransform(self._store.info.groups, *self._statistics)
-        slots = ring.read(batches)
-        try:
-            for slot in slots:
-                image = transform(slot.records, self._draw(slot.numbers))
-                ring.release(slot)
-                yield slot.numbers, image
-        finally:
-            slots.close()  # type: ignore[attr-defined]
+    @contextmanager
+    def _reading(self, batches: list[np.ndarray]) -> Iterator[tuple[Ring, Drawn, int]]:
+        """(ring, its slots with what was drawn for each, batches ahead)."""
+        with closing(Files(self._store, self._path_of)) as files:
+            reader = Reader(self._store, self.groups, self._others, self._checked, files)
+            threads, ahead = self._recipe.threads, self._recipe.ahead
+            if batches and not (threads and ahead):
+                measured = pace(reader, np.concatenate(batches), self.plan.largest)
+                threads, ahead = threads or measured.threads, ahead or measured.ahead
+            # one buffer is with the consumer, one is being filled
+            ring = Ring(reader, self.plan.largest, ahead + 2, threads, pinned=self._device.type == "cuda")
+            with closing(ring.read(batches)) as slots:
+                yield ring, ((s, self._draw(s.numbers)) for s in slots), ahead
 
-    def _dali(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def _raw(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+        with self._reading(batches) as (ring, drawn, _):
+            for numbers, _, fields in on_device(ring, drawn, self._device):
+                yield self._batch(numbers, still(len(numbers)), **fields)
+
+    def _plain(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+        transform = PlainTransform(self.groups, self.mean, self.std, self._augment.crop_px)
+        with self._reading(batches) as (ring, drawn, _):
+            for numbers, draws, fields in on_device(ring, drawn, self._device):
+                image, mask = transform(fields, draws)
+                yield self._batch(numbers, draws, image=image, mask=mask)
+
+    def _dali(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
         from jeoparda.feed import dali
 
-        ahead = min(self._recipe.ahead, len(batches))
-        if not ahead:
+        if not batches:
             return
-        ring = self._ring(ahead)
-        pipeline = dali.build(self._store.info, *self._statistics, self.plan.largest, ahead, self._recipe.threads)
-        slots = ring.read(batches)
-        drawn: Iterator[tuple[Slot, np.ndarray]] = ((s, self._draw(s.numbers)) for s in slots)
-        try:
-            yield from dali.images(pipeline, self._store.info, ring, drawn, ahead)
-        finally:
-            slots.close()  # type: ignore[attr-defined]
+        a = self._augment
+        work = dali.Work(
+            groups=self.groups,
+            mean=self.mean,
+            std=self.std,
+            crop_px=a.crop_px,
+            flips=a.flips,
+            gains=bool(a.jitter or a.drop_bands),
+            mixed=a.mixup > 0,
+            mask_px=self._store.info.layout.mask_px,
+            device=self._device,
+        )
+        with self._reading(batches) as (ring, drawn, ahead):
+            deep = min(ahead, len(batches))
+            pipeline = dali.build(work, self.plan.largest, deep, self._cores)
+            for numbers, draws, image, mask in dali.images(pipeline, work, ring, drawn, deep):
+                yield self._batch(numbers, draws, image=image, mask=mask)
 
-    def _synthetic(self, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        info = self._store.info
-        noise = torch.randn(self.plan.largest, len(info.bands), info.size_px, info.size_px)
+    def _synthetic(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+        side = self._augment.crop_px or self.size_px
+        noise = torch.randn(self.plan.largest, len(self.bands), side, side, device=self._device)
+        k = self._store.info.layout.mask_px // self.size_px
+        mask = torch.zeros(self.plan.largest, side * k, side * k, dtype=torch.uint8, device=self._device) if k else None
         for numbers in batches:
-            yield numbers, noise[: len(numbers)]
+            n = len(numbers)
+            yield self._batch(numbers, still(n), image=noise[:n], mask=None if mask is None else mask[:n])

@@ -179,7 +179,7 @@ def _make(r: IngestRecipe, number: int, payload: Any) -> Made:
     with session():
         found = source.read(r.archive, section, plan.contents, patches, payload)
         rows = (row(plan.contents, p, got) for p, got in zip(patches, found, strict=True))
-        shard = write_shard(r.store, number, plan.digest(number), plan.contents, rows, len(patches))
+        shard = write_shard(r.store, number, plan.digest(number), plan.contents, rows, len(patches), r.compression)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB, on Linux
     return Made(shard, time.monotonic() - start, peak)
 
@@ -204,7 +204,8 @@ def _finalise(r: IngestRecipe, plan: Plan, shards: list[Shard], say: Say) -> Sto
     if r.strict and count:
         raise ArchiveError(f"{count} rejected, and strict is set; mend the archive or set strict=false")
     rest = plan.leavings()
-    info = add_up(r.store, shards, plan.contents, rest.rejected, rest.left_out, plan.recipe, __version__)
+    about = rest.rejected, rest.left_out, plan.recipe, __version__, r.compression
+    info = add_up(r.store, shards, plan.contents, *about)
     splits = ", ".join(f"{k} {v}" for k, v in info.splits.items())
     rejected = len(info.faults)
     say(f"{r.store}: {info.patches} patches ({splits}) in {len(info.shards)} shards; {rejected} rejected")

@@ -26,7 +26,7 @@ from jeoparda.ingest import split
 from jeoparda.ingest.recipe import IngestRecipe, identity, source_of
 from jeoparda.ingest.source import Found, LeftOut, Note, Planned
 from jeoparda.progress import track
-from jeoparda.store import DTYPES, SPLITS, Contents, Reject, of_another_plan, plan_of
+from jeoparda.store import DTYPES, SPLITS, Contents, Reject, check_compression, of_another_plan, plan_of
 from jeoparda.store.format import VERSION as FORMAT
 from jeoparda.workers import Workers
 
@@ -151,6 +151,7 @@ def make(r: IngestRecipe, w: Workers, say: Callable[[str], None] = print, expect
     described = asdict(source.describe(r.archive, section))
     contents = pydantic.TypeAdapter(Contents).validate_python(described)  # as it will be read back: 10 becomes 10.0
     _check_types(r, contents)
+    check_compression(r.compression)
     with room(r.store):
         r.store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=r.store) as spool:

@@ -15,6 +15,7 @@ from jeoparda.ingest.scenes import ScenesRecipe
 from jeoparda.ingest.series import SeriesRecipe
 from jeoparda.ingest.source import Source
 from jeoparda.ingest.split import SplitRecipe
+from jeoparda.store import Compression
 
 # source -> (its module, its section of the recipe)
 SOURCES: dict[str, tuple[Any, str]] = {
@@ -45,6 +46,9 @@ class IngestRecipe:
     split: SplitRecipe = opt(SplitRecipe, "training, validation and test")
     patches_per_shard: int = opt(
         0, "patches in a shard file; 0: up to 512, as make at most 128 MB (512 of BigEarthNet are 84 MB)", ge=0
+    )
+    compression: Compression = opt(
+        "none", "of patches: none is the fastest to read; lz4 halves the store, zstd makes it smaller still, and slower"
     )
     strict: bool = opt(False, "where patches cannot be read, exit with code 1 and no store.json, not leave them out")
     workers: int = opt(0, "local processes, where no launcher started ranks; 0: one a core", ge=0)
@@ -78,7 +82,8 @@ def template_of(source: str) -> str:
 
 
 def identity(r: IngestRecipe) -> dict[str, Any]:
-    """The part of the recipe that decides what the store holds. Paths are absolute: it may be read elsewhere."""
+    """The part of the recipe that decides what the store holds. Paths are absolute: it may be read elsewhere. Without
+    `compression` where there is none, as in plans from before there was any: their digests stay."""
     given = _absolute(as_dict(r), r)
     kept = ("archive", "source", SOURCES[r.source][1], "split", "patches_per_shard")
-    return {name: given[name] for name in kept}
+    return {name: given[name] for name in kept + (("compression",) if r.compression != "none" else ())}

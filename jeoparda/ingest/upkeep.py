@@ -5,7 +5,7 @@ A mended shard has to have the checksum that the whole one had, or it does not t
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from jeoparda.store import (
     Reject,
     ShardInfo,
     StoreInfo,
+    codec_version,
     damaged,
     labels_of,
-    read_records,
+    salvaged,
     shard_path,
     shard_sums,
     statistics_of,
@@ -64,7 +65,7 @@ def _plan_damage(store: Path, info: StoreInfo | None) -> list[Damage]:
 
 
 def _damaged(store: Path, info: StoreInfo, w: Workers) -> list[Damage]:
-    tasks = ((store, info.layout, shard, n) for n, shard in enumerate(info.shards))
+    tasks = ((store, info.layout, shard, n, info.compression) for n, shard in enumerate(info.shards))
     found = track(w.map(damaged, tasks), "verify", "shards", len(info.shards))
     return sorted((d for d in found if d), key=lambda d: d.number)
 
@@ -102,9 +103,10 @@ def _repair(r: IngestRecipe, info: StoreInfo, w: Workers, say: Callable[[str], N
     finally:
         shutil.rmtree(r.store / _SCRATCH, ignore_errors=True)
     if failed := sorted(n for n, patches in done if patches is None):
+        codec = "" if r.compression == "none" else f" or another version than {codec_version()} made them;"
         raise StoreError(
-            f"{r.store}: shards {spans(failed)} could not be mended, {r.archive} no longer gives what they held; "
-            "name the archive as it was with --archive, or ingest what is there into another store"
+            f"{r.store}: shards {spans(failed)} could not be mended, {r.archive} no longer gives what they held;"
+            f"{codec} name the archive as it was with --archive, or ingest what is there into another store"
         )
     patches = sum(n for _, n in done if n)
     say(
@@ -163,12 +165,12 @@ def _remake(
     """Write the shard anew, from its own records but for those of `again`, and return its checksum."""
     plan = plans.read(r.store)
     planned, gone = plan.shard(number), {x.id: x for x in rejected}
-    there = _records(shard_path(r.store, number), shard, plan.contents.layout.dtype())
+    there = _records(shard_path(r.store, number), shard, plan.contents.layout.dtype(), r.compression != "none")
     labels = labels_of(shard_path(r.store, number))
     if labels is not None and labels.shape != (shard.patches, len(plan.contents.classes)):
         labels = None
     kept = [p for p in planned if p.id not in gone]
-    wanted = [p for i, p in enumerate(kept) if i in again or i >= len(there)]
+    wanted = [p for i, p in enumerate(kept) if i in again or there[i] is None]
     source, section = source_of(r)
     names = {p.id for p in wanted}
     with session(), closing(_read(source, r, section, plan, wanted, payload)) as fresh:
@@ -179,12 +181,14 @@ def _remake(
                 if p.id in gone:
                     yield gone[p.id]
                     continue
-                stored = None if p.id in names else _stored(there[place], p, None if labels is None else labels[place])
+                record, flags = there[place], None if labels is None else labels[place]
                 place += 1
-                yield row(plan.contents, p, stored or next(fresh))
+                got = next(fresh) if record is None or p.id in names else _stored(record, p, flags)
+                yield row(plan.contents, p, got)
 
         scratch, digest = r.store / _SCRATCH, plan.digest(number)
-        return write_shard(scratch, number, digest, plan.contents, rows(), len(planned)).info.sha256
+        made = write_shard(scratch, number, digest, plan.contents, rows(), len(planned), r.compression)
+        return made.info.sha256
 
 
 def _read(
@@ -195,12 +199,12 @@ def _read(
         yield from source.read(r.archive, section, plan.contents, wanted, payload)
 
 
-def _records(path: Path, shard: ShardInfo, dtype: np.dtype) -> np.ndarray:
-    """The records of a damaged shard, as far as they can be read."""
+def _records(path: Path, shard: ShardInfo, dtype: np.dtype, compressed: bool) -> Sequence[np.ndarray | None]:
+    """The records of a damaged shard, None for those that cannot be read."""
     try:
-        return read_records(path, shard.offset, shard.patches, dtype)
+        return salvaged(path, shard, dtype, compressed)
     except OSError:  # missing, or the disk refuses
-        return np.zeros(0, dtype)
+        return [None] * shard.patches
 
 
 def _stored(record: np.ndarray, p: Planned, labels: np.ndarray | None) -> Patch:

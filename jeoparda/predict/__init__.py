@@ -17,6 +17,7 @@ from jeoparda.comm import Single, device_of
 from jeoparda.config import REQUIRED, opt, recipe
 from jeoparda.errors import RecipeError, SceneError
 from jeoparda.evaluate import Trained, load, stretch
+from jeoparda.feed.augment import still
 from jeoparda.feed.plain import PlainTransform
 from jeoparda.files import sha256, whole
 from jeoparda.grid import PatchGrid
@@ -208,13 +209,13 @@ class _Mapper:
 
     def _row(self, records: np.ndarray, measured: np.ndarray) -> np.ndarray:
         """(class, col) probabilities. measured: (col,) share of each patch."""
-        none = np.zeros((self._batch, 3), bool)
         parts = []
         with torch.inference_mode():
             for first in range(0, len(records), self._batch):
                 part = records[first : first + self._batch]
-                image = self._transform(part, none[: len(part)])
-                image = image.to(self._device, memory_format=torch.channels_last)
+                fields = {g.name: torch.from_numpy(part[g.name]).to(self._device) for g in self._groups}
+                image, _ = self._transform(fields, still(len(part)))
+                image = image.to(memory_format=torch.channels_last)
                 parts.append(self._model(image).sigmoid().float().cpu().numpy())
         scores = np.concatenate(parts)
         scores[measured < self._min_valid] = np.nan

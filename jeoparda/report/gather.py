@@ -42,6 +42,7 @@ class Epoch:
     images_per_s: float
     per_rank: list[float]  # images/s
     wait_s: list[float]  # per rank, waiting for the feed
+    utilisation: list[float]  # of each rank's accelerator, after MLPerf Storage
     seconds: float
     val_seconds: float
     split_s: dict[str, float]  # where rank 0's training time went
@@ -212,6 +213,7 @@ def _epoch(entry: dict[str, Any], position: int) -> Epoch:
         images_per_s=_number(entry.get("images_per_s")),
         per_rank=[_number(v) for v in _list(entry.get("images_per_s_per_rank"))],
         wait_s=[_number(v) for v in _list(entry.get("wait_s"))],
+        utilisation=[_number(v) for v in _list(entry.get("utilisation_per_rank"))],
         seconds=_number(entry.get("seconds")),
         val_seconds=_number(entry.get("val_seconds")),
         split_s={k: _number(v) for k, v in _dict(entry.get("split_s")).items()},

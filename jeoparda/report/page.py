@@ -52,11 +52,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank over the whole run. `waiting`: part of its training time spent waiting for the feed."""
+    """A rank over the whole run. `waiting`: part of its training time spent waiting for the feed. `utilisation`: of its
+    accelerator, mean over the epochs."""
 
     number: int
     images_per_s: float
     waiting: float
+    utilisation: float
 
 
 def render(content: Content, title: str) -> str:
@@ -93,6 +95,7 @@ def render(content: Content, title: str) -> str:
         throughput=_charts(t, _throughput(t), "throughput"),
         parts=parts(t),
         ranks=ranks(t),
+        utilisation=utilisation(t),
         many_ranks=MANY_RANKS,
         classes=_class_notes(e),
         rare=rare_below(e),
@@ -366,7 +369,22 @@ def _rank(t: Training, i: int) -> Rank:
     rates = [e.per_rank[i] for e in steady(t.epochs) if i < len(e.per_rank) and math.isfinite(e.per_rank[i])]
     waits = [(e.wait_s[i], e.seconds) for e in t.epochs if i < len(e.wait_s) and math.isfinite(e.wait_s[i] + e.seconds)]
     seconds = sum(s for _, s in waits)
-    return Rank(i, statistics.mean(rates) if rates else NAN, sum(w for w, _ in waits) / seconds if seconds else NAN)
+    return Rank(
+        i,
+        statistics.mean(rates) if rates else NAN,
+        sum(w for w, _ in waits) / seconds if seconds else NAN,
+        _mean([e.utilisation[i] for e in t.epochs if i < len(e.utilisation)]),
+    )
+
+
+def utilisation(t: Training) -> float:
+    """Of the accelerators, mean over epochs and ranks; nan where the journal does not say."""
+    return _mean([u for e in t.epochs for u in e.utilisation])
+
+
+def _mean(values: list[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return statistics.mean(finite) if finite else NAN
 
 
 def rare_below(e: Evaluation | None) -> int:

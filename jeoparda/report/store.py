@@ -37,11 +37,13 @@ def _head(store: Store) -> list[str]:
     info = store.info
     size = sum(p.stat().st_size for p in store.paths)
     dates = sorted(d[:10] for d in store.column("date").tolist() if d)
+    packed = int(store.size_of.sum())
+    ratio = f", {info.patches * info.record_bytes / packed:.2f} times smaller" if info.compression != "none" else ""
     days = f"{dates[0]} to {dates[-1]}" if dates else "none known"
     undated = f", {len(store) - len(dates)} patches without" if dates and len(dates) < len(store) else ""
     return [
         f"{store.folder}: {info.patches} patches in {len(info.shards)} shards, {_bytes(size)} "
-        f"({_bytes(size / info.patches)} a patch)",
+        f"({_bytes(size / info.patches)} a patch), compression {info.compression}{ratio}",
         f"sensor {info.sensor}, {info.unit}, nomenclature {info.nomenclature} ({len(info.classes)} classes), "
         f"{info.size_px} px, target {info.target}",
         f"dates: {days}{undated}",

@@ -1,14 +1,16 @@
 """The store: a folder of HDF5 shards that a training run reads one patch, one read.
 
-`format` says what the files hold, `writer` makes them, `reader` opens them, `check` finds what is damaged. h5py
-stays in here.
+`format` says what the files hold, `writer` makes them, `reader` opens them, `codec` is how they are compressed, `check`
+finds what is damaged. h5py stays in here.
 """
 
 from jeoparda.store.check import Damage, damaged, labels_of
+from jeoparda.store.codec import check_compression, codec_version, crc32, decoded
 from jeoparda.store.format import (
     DTYPES,
     SPLITS,
     Band,
+    Compression,
     Contents,
     Group,
     Layout,
@@ -18,7 +20,7 @@ from jeoparda.store.format import (
     StoreInfo,
     group_records,
 )
-from jeoparda.store.reader import Store, read_records, shard_sums
+from jeoparda.store.reader import Store, salvaged, shard_sums
 from jeoparda.store.statistics import statistics_of, valid_of
 from jeoparda.store.writer import Shard, finalise, finished, of_another_plan, plan_of, shard_path, write_shard
 
@@ -26,6 +28,7 @@ __all__ = [
     "DTYPES",
     "SPLITS",
     "Band",
+    "Compression",
     "Contents",
     "Damage",
     "Group",
@@ -36,14 +39,18 @@ __all__ = [
     "ShardInfo",
     "Store",
     "StoreInfo",
+    "check_compression",
+    "codec_version",
+    "crc32",
     "damaged",
+    "decoded",
     "finalise",
     "finished",
     "group_records",
     "labels_of",
     "of_another_plan",
     "plan_of",
-    "read_records",
+    "salvaged",
     "shard_path",
     "shard_sums",
     "statistics_of",

@@ -1,6 +1,5 @@
 """Finding damage: every byte of a shard against its checksum, and, where that fails, which patches it hit."""
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +7,9 @@ import h5py
 import numpy as np
 
 from jeoparda.files import sha256
-from jeoparda.store.format import Layout, ShardInfo
-from jeoparda.store.reader import read_records
+from jeoparda.store.codec import crc32
+from jeoparda.store.format import Compression, Layout, ShardInfo
+from jeoparda.store.reader import salvaged
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class Damage:
         return f"{self.path}: {self.reason}{where}"
 
 
-def damaged(folder: Path, layout: Layout, shard: ShardInfo, number: int) -> Damage | None:
+def damaged(
+    folder: Path, layout: Layout, shard: ShardInfo, number: int, compression: Compression = "none"
+) -> Damage | None:
     """What is wrong with shard `number` of a store, None where every byte is as it was written."""
     path = folder / "shards" / shard.file
     if not path.exists():
@@ -35,7 +37,7 @@ def damaged(folder: Path, layout: Layout, shard: ShardInfo, number: int) -> Dama
     try:
         if sha256(path) == shard.sha256:
             return None
-        records = read_records(path, shard.offset, shard.patches, layout.dtype())
+        records = salvaged(path, shard, layout.dtype(), compression != "none")
     except OSError as e:  # of the disk itself
         return Damage(number, str(path), f"cannot be read: {e.strerror}", tuple(range(shard.patches)))
     reason = "differs from its checksum in store.json"
@@ -46,7 +48,7 @@ def damaged(folder: Path, layout: Layout, shard: ShardInfo, number: int) -> Dama
         return Damage(number, str(path), f"{reason}, and HDF5 cannot read its tables ({_first_line(e)})", ())
     if len(checksums) != shard.patches:
         return Damage(number, str(path), f"{reason}, and so does its number of patches", ())
-    found = np.array([zlib.crc32(r.tobytes()) for r in records] + [-1] * (shard.patches - len(records)))
+    found = np.array([-1 if r is None else crc32(r.tobytes()) for r in records])
     return Damage(number, str(path), reason, tuple(np.flatnonzero(found != checksums).tolist()))
 
 

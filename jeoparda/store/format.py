@@ -6,17 +6,19 @@
     STORE/rejects.csv        what was left out of the archive, and why
     STORE/journal/*.jsonl    when and how fast it was made, by whom; the one thing here that depends on that
 
-A shard's datasets are all of length n (its number of patches), all plain HDF5 that h5dump and h5py understand:
+A shard's datasets are all of length n (its number of patches), all plain HDF5 that h5dump and h5py understand
+(the compressed ones with hdf5plugin):
 
     patches    (n,) compound, the fields of Layout.dtype(): one a resolution group, each (band, row, col), and, where
                the store has them, the high-resolution bands, the valid pixels and the mask. Contiguous,
                uncompressed, starting on a 4096-byte boundary (unless it is smaller than that); records are padded
                to 4096 bytes where that costs at most 5 %. So patch i is the `record_bytes` at
-               offset(patches) + i * record_bytes.
+               offset(patches) + i * record_bytes. In compressed stores chunked by one record, each chunk a frame
+               of c-blosc (HDF5 filter 32001), where HDF5's chunk index says; see `codec`.
     labels     (n, class) uint8, 1 where the patch carries the class
     table      (n,) compound: id, source, crs, transform, date, country, split, valid_fraction
     dates      (n, date) text, ISO 8601, "" for a gap; only in stores of series and of pairs
-    checksums  (n,) uint32: CRC-32 of each patch's record
+    checksums  (n,) uint32: CRC-32 of each patch's record, decoded
     summary    () JSON text: exact sums per band over the training split, rejected patches, and the SHA-256 of the
                datasets above but `patches`
 
@@ -37,12 +39,14 @@ import pydantic
 from jeoparda.errors import StoreError
 from jeoparda.sensors import Sensor
 
-VERSION = 2
+VERSION = 2  # of stores that are not compressed; their shards' bytes are what they were before there were others
+COMPRESSED_VERSION = 3  # a reader that knows version 2 only would take frames for pixels
 ALIGNMENT = 4096  # bytes: a page, and what O_DIRECT and GPUDirect Storage ask for
 FIELD_ALIGNMENT = 64  # bytes: a cache line
 SPLITS = ("train", "val", "test")
 
 DTYPES = ("uint8", "uint16", "int16", "float32")  # of pixels: what feeds take, and sums stay exact in
+Compression = Literal["none", "lz4", "zstd"]
 Target = Literal["labels", "label", "mask", "high-resolution mask", "series"]
 
 
@@ -193,8 +197,8 @@ class Band:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """`offset`: the byte where its records begin, so that they can be read where the file's own tables are damaged.
-    `plan`: the digest of what it was made from."""
+    """`offset`: the byte where its first record begins, so that they can be read where the file's own tables are
+    damaged. `plan`: the digest of what it was made from."""
 
     file: str
     patches: int
@@ -223,10 +227,11 @@ class Contents:
 
 @dataclass(frozen=True)
 class StoreInfo(Contents):
-    """store.json. `statistics`: a Band per band name, over the training split. `class_patches`: split -> number of
-    patches with each class; `class_pixels`: split -> number of mask pixels of each class, empty without masks.
-    `rejected`: what was left out of the archive, and why, the first `rejected_by_plan` of them before a shard was
-    made; `left_out`: reason -> number of patches that the recipe does not want."""
+    """store.json. `record_bytes`: of a record, decoded. `statistics`: a Band per band name, over the training split.
+    `class_patches`: split -> number of patches with each class; `class_pixels`: split -> number of mask pixels of each
+    class, empty without masks. `rejected`: what was left out of the archive, and why, the first `rejected_by_plan` of
+    them before a shard was made; `left_out`: reason -> number of patches that the recipe does not want. `compression`:
+    "none" too for stores from before there was any."""
 
     record_bytes: int = 0
     patches: int = 0
@@ -242,6 +247,7 @@ class StoreInfo(Contents):
     jeoparda: str = ""
     format: str = "jeoparda-store"
     version: int = VERSION
+    compression: Compression = "none"
 
     @property
     def faults(self) -> tuple[Reject, ...]:
@@ -285,8 +291,9 @@ class StoreInfo(Contents):
             if not isinstance(data, dict):
                 raise ValueError(f"a mapping was expected, this is a {type(data).__name__}")
             found = (data.get("format"), data.get("version"))
-            if found != ("jeoparda-store", VERSION):
-                raise StoreError(f"{path}: is {found}, this version reads ('jeoparda-store', {VERSION})")
+            if found not in (("jeoparda-store", VERSION), ("jeoparda-store", COMPRESSED_VERSION)):
+                known = f"('jeoparda-store', {VERSION}) and ('jeoparda-store', {COMPRESSED_VERSION})"
+                raise StoreError(f"{path}: is {found}, this version reads {known}")
             if data.pop("sha256", None) != _checksum(data):
                 raise ValueError("its content differs from its own checksum")
             return pydantic.TypeAdapter(cls).validate_python(data)
@@ -294,6 +301,10 @@ class StoreInfo(Contents):
             raise StoreError(
                 f"{path}: damaged: {str(e).splitlines()[0]}; `jeoparda store repair` writes it again"
             ) from e
+
+
+def version_of(compression: str) -> int:
+    return VERSION if compression == "none" else COMPRESSED_VERSION
 
 
 def _text(data: dict[str, Any]) -> str:

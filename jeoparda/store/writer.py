@@ -4,8 +4,7 @@ import csv
 import hashlib
 import io
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,20 @@ import numpy as np
 
 from jeoparda.errors import StoreError
 from jeoparda.files import clear_drafts, sha256, whole
+from jeoparda.store.codec import crc32, encoded, hdf5_filter
 from jeoparda.store.format import (
     ALIGNMENT,
     SPLITS,
-    VERSION,
+    Compression,
     Contents,
     PatchRecord,
     Reject,
     ShardInfo,
     StoreInfo,
     table_of,
+    version_of,
 )
+from jeoparda.store.reader import begin, stored
 from jeoparda.store.statistics import Sums, all_bands, statistics_of
 
 
@@ -46,12 +48,19 @@ def shard_path(store: Path, number: int) -> Path:
 
 
 def write_shard(
-    store: Path, number: int, plan: str, contents: Contents, patches: Iterable[Row | Reject], most: int
+    store: Path,
+    number: int,
+    plan: str,
+    contents: Contents,
+    patches: Iterable[Row | Reject],
+    most: int,
+    compression: Compression = "none",
 ) -> Shard:
     """Write one shard of up to `most` patches.
 
     `patches` yields, in order, (record, arrays as Layout.fields() names and shapes them, class numbers), or a Reject.
-    `plan`: a digest of what the shard is made from. The file appears when it is whole.
+    `plan`: a digest of what the shard is made from. The file appears when it is whole. StoreError where the compression
+    is not installed.
     """
     path = shard_path(store, number)
     data = np.zeros(most, contents.layout.dtype())
@@ -73,7 +82,7 @@ def write_shard(
         records.append(record)
     n = len(records)
     summary = {"plan": plan, "rejected": [asdict(r) for r in rejected], **sums.summary()}
-    image, offset = _image(contents, data[:n], _tables(labels[:n], records, data[:n]), summary)
+    image, offset = _image(contents, compression, data[:n], _tables(labels[:n], records, data[:n]), summary)
     with whole(path) as draft:
         draft.write_bytes(image)
     return Shard(number, ShardInfo(path.name, n, offset, hashlib.sha256(image).hexdigest(), plan), summary)
@@ -96,7 +105,7 @@ def _tables(labels: np.ndarray, records: list[PatchRecord], data: np.ndarray) ->
         width = max(len(r.dates) for r in records)
         rows = [[d.encode() for d in r.dates] + [b""] * (width - len(r.dates)) for r in records]
         found["dates"] = np.array(rows, "S19")
-    return found | {"checksums": np.array([zlib.crc32(row.tobytes()) for row in data], np.uint32)}
+    return found | {"checksums": np.array([crc32(row.tobytes()) for row in data], np.uint32)}
 
 
 def _digest(tables: dict[str, np.ndarray], summary: dict[str, Any]) -> str:
@@ -114,38 +123,48 @@ _ABOUT = {
         "patch",
     ),
     "dates": ("ISO 8601; of a pair: low, high resolution; empty: a gap", "patch date"),
-    "checksums": ("CRC-32 of each patch's record", "patch"),
+    "checksums": ("CRC-32 of each patch's record", "patch"),  # decoded, where the store is compressed
 }
 
 
 def _image(
-    c: Contents, data: np.ndarray, tables: dict[str, np.ndarray], summary: dict[str, Any]
+    c: Contents, compression: Compression, data: np.ndarray, tables: dict[str, np.ndarray], summary: dict[str, Any]
 ) -> tuple[memoryview, int]:
     """The bytes of a shard's file, and the one where its records begin.
 
     Made in memory: HDF5 that meets a full disk while it writes may take the process with it.
     """
-    aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    step = ALIGNMENT if compression == "none" else 1  # it would cost a compressed store 2 kB a patch
     memory = io.BytesIO()
-    with h5py.File(memory, "w", libver=("v110", "v110"), **aligned) as f:
-        f.attrs.update(_about(c))
-        patches = f.create_dataset("patches", data=data)
+    with h5py.File(memory, "w", libver=("v110", "v110"), alignment_threshold=ALIGNMENT, alignment_interval=step) as f:
+        f.attrs.update(_about(c, compression))
+        patches = _patches(f, c, compression, data)
         patches.attrs.update(_about_patches(c))
         for name, table in tables.items():
             description, dimensions = _ABOUT[name]
             f.create_dataset(name, data=table).attrs.update(description=description, dimensions=dimensions)
         text = json.dumps(summary | {"sha256": _digest(tables, summary)}, sort_keys=True)
         f.create_dataset("summary", data=np.bytes_(text))
-        offset = patches.id.get_offset() or 0  # None only for a shard without patches
+        offset = begin(patches)
     return memory.getbuffer(), offset
 
 
-def _about(c: Contents) -> dict[str, Any]:
+def _patches(f: h5py.File, c: Contents, compression: Compression, data: np.ndarray) -> h5py.Dataset:
+    if compression == "none" or not len(data):  # HDF5 has no chunks of nothing
+        return f.create_dataset("patches", data=data)
+    patches = f.create_dataset("patches", data.shape, data.dtype, chunks=(1,), **hdf5_filter(compression))
+    itemsize = np.dtype(c.layout.groups[0].dtype).itemsize
+    for i, record in enumerate(data):
+        patches.id.write_direct_chunk((i,), encoded(record, compression, itemsize))
+    return patches
+
+
+def _about(c: Contents, compression: Compression) -> dict[str, Any]:
     """The attributes of a shard's file: what a stranger needs who opens it with h5dump."""
     return {
         "title": "Patches of satellite images, a shard of a jeoparda store; store.json beside the folder has the rest",
         "format": "jeoparda-store",
-        "version": VERSION,
+        "version": version_of(compression),
         "sensor": c.sensor,
         "nomenclature": c.nomenclature,
         "classes": json.dumps(c.classes, ensure_ascii=False),
@@ -196,9 +215,10 @@ def finished(store: Path, number: int, plan: str, with_rejects: bool = False) ->
             proof = summary.pop("sha256")
             tables = {name: f[name][:] for name in _ABOUT if name in f}
             sound = _digest(tables, summary) == proof and all(
-                zlib.crc32(row.tobytes()) == c for row, c in zip(_rows(f["patches"]), tables["checksums"], strict=True)
+                record is not None and crc32(record.tobytes()) == c
+                for record, c in zip(stored(path, f["patches"]), tables["checksums"], strict=True)
             )
-            offset, patches = f["patches"].id.get_offset() or 0, len(f["patches"])
+            offset, patches = begin(f["patches"]), len(f["patches"])
         info = ShardInfo(path.name, patches, offset, sha256(path), plan)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # no HDF5, or not ours: made again
         return None
@@ -209,12 +229,6 @@ def finished(store: Path, number: int, plan: str, with_rejects: bool = False) ->
     return Shard(number, info, summary) if with_rejects or not any(x["fault"] for x in summary["rejected"]) else None
 
 
-def _rows(patches: h5py.Dataset) -> Iterator[np.ndarray]:
-    step = max(1, (8 << 20) // patches.dtype.itemsize)
-    for first in range(0, len(patches), step):
-        yield from patches[first : first + step]
-
-
 def finalise(
     store: Path,
     shards: Iterable[Shard],
@@ -223,6 +237,7 @@ def finalise(
     left_out: dict[str, int],
     recipe: dict[str, Any],
     version: str,
+    compression: Compression = "none",
 ) -> StoreInfo:
     """Add the shards up and write rejects.csv and, last, store.json. `rejected`: what came into no shard's plan."""
     shards = sorted(shards, key=lambda s: s.number)
@@ -248,6 +263,8 @@ def finalise(
         left_out=left_out,
         recipe=recipe,
         jeoparda=version,
+        version=version_of(compression),
+        compression=compression,
     )
     for folder in (store, store / "shards"):
         clear_drafts(folder)

@@ -10,7 +10,7 @@ import pytest
 from jeoparda import feed
 from jeoparda.config import check
 from jeoparda.errors import RecipeError, StoreError
-from jeoparda.feed import Feed, FeedRecipe, Plan, augment
+from jeoparda.feed import AugmentRecipe, Feed, FeedRecipe, Plan, augment, measure, reader
 from jeoparda.order import Order
 from jeoparda.store import Store
 
@@ -23,10 +23,12 @@ def store(tiny_store):
     return Store(tiny_store)
 
 
-def make(store, kind="plain", batch=9, rank=0, size=1, train=True, count=None, **more) -> Feed:
+def make(store, kind="plain", batch=9, rank=0, size=1, train=True, count=None, augment=None, **more) -> Feed:
     numbers = store.split("all")[:count]
-    plan = Plan(Order(len(numbers), batch, SEED, shuffle=train), numbers, rank, size)
-    return Feed(store, plan, FeedRecipe(kind=kind, **more), train, store.labels, store.statistics())
+    how = AugmentRecipe(**(augment or {}))
+    plan = Plan(Order(len(numbers), batch, SEED, shuffle=train, unit=2 if how.mixup else 1), numbers, rank, size)
+    recipe = FeedRecipe(kind=kind, augment=how, **more)
+    return Feed(store, plan, recipe, train, store.labels)
 
 
 def epoch(f: Feed) -> list[dict[str, np.ndarray]]:
@@ -85,7 +87,9 @@ def test_dali_and_plain_give_the_same_numbers(store):
 
 def test_the_test_above_would_see_a_missing_flip(store):
     train = {n: i for b in epoch(make(store)) for n, i in zip(b["number"], b["image"], strict=True)}
-    still = {n: i for b in epoch(make(store, flips=False)) for n, i in zip(b["number"], b["image"], strict=True)}
+    still = {
+        n: i for b in epoch(make(store, augment={"flips": False})) for n, i in zip(b["number"], b["image"], strict=True)
+    }
     same = [n for n in train if np.allclose(train[n], still[n], atol=1e-5)]
     drawn = augment.flips(SEED, 0, np.array(sorted(train)))
     assert same == [n for n in same if not drawn[n].any()] and 0 <= len(same) < 16  # one in eight on average
@@ -164,7 +168,7 @@ def test_closed_early_nothing_is_left_running_or_open(store, kind):
 def test_a_shard_that_is_cut_short_meanwhile_is_told(store, kind, tmp_path, tiny_store):
     copy = Store(shutil.copytree(tiny_store, tmp_path / "store"))
     os.truncate(copy.paths[2], 300_000)
-    with pytest.raises(StoreError, match=r"00002\.h5: patch \d+ ends after .*truncated"):
+    with pytest.raises(StoreError, match=r"00002\.h5: patch \d+ ends after .*truncated.*store repair"):
         epoch(make(copy, kind))
 
 
@@ -175,7 +179,7 @@ def test_the_wait_for_data_is_counted(store):
 
 
 def test_feeds_that_are_not_there(monkeypatch):
-    with pytest.raises(RecipeError, match=r"kind = \"dally\".*'auto', 'dali', 'plain' or 'synthetic'"):
+    with pytest.raises(RecipeError, match=r"kind = \"dally\".*'auto', 'dali', 'plain', 'raw' or 'synthetic'"):
         check(FeedRecipe, {"kind": "dally"})
     monkeypatch.setattr(feed.importlib.util, "find_spec", lambda _: None)
     assert feed.resolve(FeedRecipe(kind="auto")) == "plain"
@@ -186,3 +190,100 @@ def test_feeds_that_are_not_there(monkeypatch):
 @pytest.mark.needs("dali")
 def test_auto_takes_dali_where_it_is():
     assert feed.resolve(FeedRecipe(kind="auto")) == "dali"
+
+
+def test_raw_batches_are_the_store_s_own_numbers(store):
+    f = make(store, "raw", batch=7)
+    for batch in epoch(f):
+        for i, number in enumerate(batch["number"]):
+            for g in store.info.groups:
+                np.testing.assert_array_equal(batch[g.name][i], store.patch(number)[g.name])
+
+
+@pytest.mark.parametrize("bands", [("10m",), ("B04", "B03", "B02"), ("B01",), ("20m", "B08", "B09"), ("60m",)])
+@pytest.mark.parametrize("kind", ["plain", DALI, "raw"])
+@pytest.mark.parametrize("check", ["first", "never"])
+def test_some_bands_are_the_same_as_of_all(store, kind, bands, check):
+    some, whole = make(store, kind, bands=bands, check=check, train=False), make(store, "plain", train=False)
+    places = [whole.bands.index(b) for b in some.bands]
+    assert [b for b in whole.bands if b in some.bands] == list(some.bands)  # the store's order, whatever the recipe's
+    same_grid = some.size_px == whole.size_px
+    for _ in range(2):  # the second time nothing is compared, and less is read
+        for a, b in zip(epoch(some), epoch(whole), strict=True):
+            if kind == "raw":
+                first = {g.name: store.patch(b["number"][0])[g.name] for g in some.groups}
+                kept = {g.name: [store.info.groups[k].bands.index(x) for x in g.bands]
+                        for g in some.groups for k, h in enumerate(store.info.groups) if h.name == g.name}  # fmt: skip
+                assert all(np.array_equal(a[n][0], first[n][kept[n]]) for n in first)
+            elif same_grid:
+                np.testing.assert_allclose(a["image"], b["image"][:, places], atol=1e-5)
+            else:
+                mean, std = (v[places][:, None, None] for v in store.statistics())
+                native = np.stack([store.band(b["number"][0], x) for x in some.bands])
+                np.testing.assert_allclose(a["image"][0], (native - mean) / std, atol=1e-5)
+
+
+def test_a_band_that_is_not_there_is_named(store):
+    with pytest.raises(RecipeError, match=r"feed\.bands: the store has no 'B10'; it has 10m, 20m, 60m, B02"):
+        make(store, bands=("B10",))
+
+
+@pytest.mark.parametrize("kind", ["plain", DALI, "raw"])
+def test_a_damaged_patch_is_told_when_it_is_first_read(store, kind, tmp_path, tiny_store):
+    copy = Store(shutil.copytree(tiny_store, tmp_path / "store"))
+    epoch(make(copy, kind))
+    number = len(copy) // 2
+    with open(copy.paths[copy.shard_of[number]], "r+b") as f:
+        f.seek(int(copy.offset_of[number]) + 5000)
+        byte = f.read(1)
+        f.seek(-1, os.SEEK_CUR)
+        f.write(bytes([byte[0] ^ 4]))
+    name = copy.paths[copy.shard_of[number]].name
+    with pytest.raises(StoreError, match=rf"{name}: patch {number} is damaged, its checksum differs.*store repair"):
+        epoch(make(copy, kind))
+    epoch(make(copy, kind, check="never"))
+
+
+def test_a_shard_that_vanished_is_told(store, tmp_path, tiny_store):
+    copy = Store(shutil.copytree(tiny_store, tmp_path / "store"))
+    copy.paths[1].unlink()
+    with pytest.raises(StoreError, match=r"00001\.h5: patch \d+ cannot be read: No such file.*store repair"):
+        epoch(make(copy))
+
+
+def test_neighbours_in_a_file_are_read_together(store, monkeypatch):
+    calls = []
+    preadv = os.preadv
+    monkeypatch.setattr(reader.os, "preadv", lambda *a: calls.append(a) or preadv(*a))
+    f = make(store, batch=16, train=False, threads=1, ahead=1)
+    epoch(f)
+    assert len(calls) < len(store) / 4  # in store order, so almost all are neighbours
+    calls.clear()
+    for batch in epoch(make(store, "raw", batch=16, block=1, threads=1, ahead=1)):
+        for i, number in enumerate(batch["number"]):
+            assert np.array_equal(batch["10m"][i], store.patch(number)["10m"])
+
+
+def test_the_pace_is_the_fewest_threads_that_are_fast_enough(store):
+    class Pretended:
+        """Reads at 1,000 patches/s a thread, up to 4 threads."""
+
+        def buffer(self, largest):
+            return None
+
+        def read(self, numbers, buffer, pool, threads):
+            clock[0] += len(numbers) / (1000 * min(threads, 4))
+
+    clock = [0.0]
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(measure.time, "perf_counter", lambda: clock[0])
+        found = measure.pace(Pretended(), np.arange(1000), 64)
+    assert found.threads == 4
+    assert found.rates == pytest.approx({1: 1000, 2: 2000, 4: 4000, 8: 4000, 16: 4000})
+    # the longest read took 32 ms, in which 128 patches could have been read: two batches, and the one in work
+    assert found.ahead == 3
+
+
+def test_threads_and_ahead_of_the_recipe_are_taken(store, monkeypatch):
+    monkeypatch.setattr(feed, "pace", lambda *_: pytest.fail("was measured"))
+    epoch(make(store, threads=3, ahead=2))

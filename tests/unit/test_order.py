@@ -64,14 +64,93 @@ def test_no_state_of_numpy_or_of_the_past_matters():
     assert np.array_equal(np.random.get_state()[1], before)  # nor does it draw from there
 
 
-def test_epochs_and_seeds_differ():
+@given(
+    count=counts,
+    steps=st.integers(1, 12),
+    size=st.integers(1, 9),
+    block=st.integers(1, 80),
+    unit=st.integers(1, 3),
+    shuffle=st.booleans(),
+    seed=seeds,
+)
+@settings(max_examples=200, deadline=None)
+def test_blocks_and_units_lose_and_double_nothing(count, steps, size, block, unit, shuffle, seed):
+    o = Order(count, -(-count // steps), seed, shuffle, block, unit)
+    seen = []
+    for step in range(o.steps):
+        shares = [o.rank_batch(3, step, rank, size) for rank in range(size)]
+        whole = o.global_batch(3, step)
+        assert np.array_equal(np.concatenate(shares), whole)
+        units = [-(-len(s) // unit) for s in shares]
+        assert max(units) - min(units) <= 1
+        starts = np.cumsum([0, *map(len, shares)])
+        assert all(s % unit == 0 or s == len(whole) for s in starts)  # no unit is torn; only a step's last is short
+        seen.append(whole)
+    assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(count))
+
+
+def runs(numbers: np.ndarray) -> int:
+    """How many reads it takes: maximal runs of consecutive numbers."""
+    return 1 + int((np.diff(np.sort(numbers)) != 1).sum())
+
+
+@given(count=counts, steps=st.integers(1, 12), block=st.integers(2, 80), seed=seeds, epoch=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_a_batch_of_blocks_takes_few_reads(count, steps, block, seed, epoch):
+    o = Order(count, -(-count // steps), seed, block=block)
+    for step in range(o.steps):
+        batch = o.global_batch(epoch, step)
+        assert runs(batch) <= len(batch) // block + 3
+
+
+def test_a_block_shuffle_mixes_as_well_as_it_can():
+    """Whom a sample shares a batch with: of its own block, measured; of all others, like a full shuffle."""
+    count, batch, block, epochs = 4096, 128, 8, 200
+    o = Order(count, batch, 7, block=block)
+    met = np.zeros((epochs, count), bool)
+    for e in range(epochs):
+        step = next(b for b in (o.global_batch(e, s) for s in range(o.steps)) if 1000 in b)
+        met[e, step] = True
+    met[:, 1000] = False
+    often = met.mean(0)
+    near = often[[1000 - 2 * block, 1000 - 4, 1000 - 1, 1000 + 1, 1000 + 4, 1000 + 2 * block]]
+    fair = (batch - 1) / (count - 1)
+    # at a distance d two samples are of one run in 1 - d / block of the epochs, as runs are laid anew in each
+    np.testing.assert_allclose(near, [fair, 0.5, 0.875, 0.875, 0.5, fair], atol=0.12)
+    far = np.delete(often, np.arange(1000 - block, 1000 + block))
+    assert abs(far.mean() - (batch - block) / (count - block)) < 0.003
+    assert far.max() < 0.1  # no other sample comes along more often than chance has it: 5 of its deviations
+
+
+def test_a_block_order_is_no_store_order():
+    o = Order(10_000, 100, 3, block=16)
+    first = np.concatenate([o.global_batch(0, s) for s in range(o.steps)])[::16]  # a sample of each run
+    assert abs(np.corrcoef(first, np.arange(len(first)))[0, 1]) < 0.2
+    left = {int(Order(1003, 100, seed, block=10).global_batch(e, 10)[-1]) for seed in range(20) for e in range(3)}
+    assert len(left) > 40  # the samples that fill no run are always others
+
+
+def test_resumed_in_mid_epoch_on_4_then_2_then_3_ranks():
+    """Each rank of each start sees its share of the steps of that start; together each sample once, every epoch."""
+    for block, unit in ((1, 1), (1, 2), (8, 1), (8, 2)):
+        o = Order(1003, 64, 11, block=block, unit=unit)
+        part = [(0, 5, 4), (5, 6, 2), (6, o.steps, 3)]  # first step, end, ranks
+        for epoch in range(2):
+            seen = [
+                o.rank_batch(epoch, s, rank, size) for a, b, size in part for rank in range(size) for s in range(a, b)
+            ]
+            assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(1003))
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_epochs_and_seeds_differ(block):
     def epoch(seed: int, number: int) -> np.ndarray:
-        return Order(1000, 1000, seed).global_batch(number, 0)
+        return Order(1000, 1000, seed, block=block).global_batch(number, 0)
 
     some = [epoch(s, e) for s in range(4) for e in range(4)]
     for i, a in enumerate(some):
         for b in some[:i]:
-            assert (a == b).sum() < 20  # two random permutations share one fixed point on average
+            assert (a == b).sum() < 20 * block  # two random permutations share one fixed point on average
 
 
 def test_shuffled_like_a_fair_deck():
@@ -131,4 +210,25 @@ def test_frozen():
         423398,
         102828,
         361127,
+    ]
+    # blocks and units came later: an order without them is the old one, and these are theirs
+    assert Order(20, 20, 0, block=1, unit=1) == Order(20, 20, 0)
+    assert [Order(590_326, 8, 42, unit=2).rank_batch(17, 1234, r, 3).tolist() for r in range(3)] == [
+        [585385, 509362],
+        [289801, 107732],
+        [589180, 423398, 102828, 361127],
+    ]
+    assert [Order(22, 11, 0, block=4).global_batch(1, s).tolist() for s in range(2)] == [
+        [14, 15, 16, 17, 18, 19, 20, 21, 10, 11, 12],
+        [13, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5],
+    ]
+    assert Order(590_326, 8, 42, block=3).global_batch(17, 1234).tolist() == [
+        529336,
+        529337,
+        321801,
+        321802,
+        321803,
+        117927,
+        117928,
+        117929,
     ]

@@ -79,6 +79,7 @@ def epoch(n: int, ranks: int, rng: np.random.Generator) -> dict:
         "seconds": seconds,
         "val_seconds": seconds * 0.05,
         "wait_s": (seconds * rng.uniform(0.04, 0.08, ranks)).tolist(),
+        "utilisation_per_rank": [0.97 if rank else 0.91 for rank in range(ranks)],
         "split_s": {k: v * seconds for k, v in parts.items()},
     }
 
@@ -269,6 +270,17 @@ def test_headline_comes_from_the_evaluation(whole):
     text = Reader(page_of(whole)).text
     for figure in ("0.871", "0.631", "0.712", "28.", "8\u202f000", "horovod", "resumed 1 time"):
         assert figure in text, figure
+
+
+def test_utilisation_is_there_where_the_journal_has_it(whole, tmp_path):
+    page = page_of(whole)
+    assert "as MLPerf Storage defines it: <strong>96\u202f%" in page  # three ranks of 97 % and one of 91 %
+    cells = re.findall(r'<td class="num">(\d+)\u202f%</td></tr>', page)
+    assert cells[:4] == ["91", "97", "97", "97"]
+    folder = write_run(tmp_path / "older", epochs=2)
+    path = folder / "journal.jsonl"
+    path.write_text(path.read_text().replace("utilisation_per_rank", "of_another_version"))
+    assert "MLPerf" not in page_of(ReportRecipe(run=folder))
 
 
 def test_without_evaluation_headline_is_the_last_epoch_and_the_command_is_given(tmp_path):

@@ -1,8 +1,10 @@
 """Training in one process: it learns, it stops and goes on exactly, and it refuses what cannot be meant."""
 
+import dataclasses
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,9 @@ from jeoparda.comm import Single
 from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped, StoreError
 from jeoparda.evaluate import EvaluateRecipe
 from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.feed.augment import AugmentRecipe
+from jeoparda.feed.plain import PlainTransform
+from jeoparda.feed.seen import prove
 from jeoparda.ingest import IngestRecipe, SplitRecipe
 from jeoparda.ingest import run as ingest
 from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
@@ -81,6 +86,7 @@ def test_a_run_leaves_what_is_promised(undisturbed, tiny_store):
         assert set(e["val"]) == {"loss", "micro_f1", "macro_f1", "micro_recall", "macro_recall", "map"}
         assert e["images_per_s"] > 0 and len(e["images_per_s_per_rank"]) == len(e["wait_s"]) == 1
         assert sum(e["split_s"].values()) <= e["seconds"] * 1.01
+        assert 0 < e["utilisation"] <= 1 and e["utilisation_per_rank"] == [e["utilisation"]]
     assert (undisturbed / "recipe.yaml").read_text().startswith("store:")
     assert {p.name for p in (undisturbed / "checkpoints").glob("*.pt")} >= {"best.pt"}
 
@@ -189,7 +195,12 @@ def test_a_finished_run_started_again_trains_no_more(undisturbed, tiny_store, ap
         ({"seed": 1}, "seed: was 0, now 1"),
         ({"epochs": 4}, "epochs: was 2, now 4"),
         ({"model": ModelRecipe(width=32, dropout=0.2)}, "model.width: was 16, now 32"),
-        ({"feed": FeedRecipe(kind="plain", flips=False)}, "feed.flips: was True, now False"),
+        (
+            {"feed": FeedRecipe(kind="plain", augment=AugmentRecipe(flips=False))},
+            "feed.augment.flips: was True, now False",
+        ),
+        ({"feed": FeedRecipe(kind="plain", block=4)}, "feed.block: was 1, now 4"),
+        ({"feed": FeedRecipe(kind="plain", bands=("10m", "B05"))}, "feed.bands: was [], now ['10m', 'B05']"),
         ({"control": "shuffled-labels"}, "control: was none, now shuffled-labels"),
     ],
 )
@@ -223,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_in_words(tiny_store, tmp_path):
     assert checkpoint.newest(r.run) is None  # nothing broken is kept
 
 
-def test_what_cannot_work_is_refused_before_work(tiny_store, tmp_path):
+def test_what_cannot_work_is_refused_before_work(tiny_store, tmp_path, monkeypatch):
     class Two(Single):
         size = 2
 
@@ -231,6 +242,14 @@ def test_what_cannot_work_is_refused_before_work(tiny_store, tmp_path):
         train.run(recipe(tiny_store, tmp_path / "run", batch=1), Two())
     with pytest.raises(StoreError, match="no store"):
         train.run(recipe(tmp_path / "none", tmp_path / "run"), Single())
+    mixed = FeedRecipe(
+        kind="plain", augment=AugmentRecipe(mixup=0.2)
+    )  # of three or four patches: two pairs for three ranks
+    monkeypatch.setattr(Two, "size", 3)
+    with pytest.raises(RecipeError, match="batch = 4 over 3 ranks leaves some without a patch"):
+        train.run(recipe(tiny_store, tmp_path / "run", batch=4, feed=mixed), Two())
+    with pytest.raises(RecipeError, match=r"feed\.kind = raw: a network takes images"):
+        train.run(recipe(tiny_store, tmp_path / "run", feed=FeedRecipe(kind="raw")), Single())
     assert not (tmp_path / "run").exists()
 
 
@@ -292,6 +311,110 @@ def test_one_step_is_the_reference_step(tiny_store, tmp_path):
             found[name], start[name] - 0.1 * (q.grad + decay * start[name]), atol=1e-9, rtol=1e-9
         )
     assert epochs(r.run)[0]["loss"] == pytest.approx(loss.item(), abs=1e-10)
+
+
+# ---- the feed's part
+
+
+def test_the_journal_of_patches_seen_proves_each_epoch(undisturbed, tiny_store, tmp_path, monkeypatch, apart):
+    """A run that crashed and was stopped: steps that were done twice count once, and weights are as without journal."""
+    how = CheckpointRecipe(every_steps=2)
+    r = recipe(tiny_store, tmp_path / "run", feed=FeedRecipe(kind="plain", journal=True), checkpoint=how)
+    original = losses.multilabel
+    calls = [0]
+
+    def crash(logits, labels):
+        calls[0] += torch.is_grad_enabled()
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return original(logits, labels)
+
+    with monkeypatch.context() as m:
+        m.setattr(losses, "multilabel", crash)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(r, Single())
+    (found,) = prove(r.run, Store(tiny_store))
+    assert (found.steps, found.starts, found.sound, found.exact) == (3, (1,), True, False)
+    with monkeypatch.context() as m:
+        stop_at(m, 4)
+        with pytest.raises(Stopped):
+            train.run(r, Single())
+    train.run(r, Single())
+    found = prove(r.run, Store(tiny_store))
+    assert [e.exact for e in found] == [True, True]
+    assert found[0].starts == (1, 2) and found[0].seen == len(Store(tiny_store).split("train"))
+    assert apart(r.run, undisturbed) == 0
+    steps = [line.split('"step":')[1][0] for line in (r.run / "seen" / "rank-000.jsonl").read_text().splitlines()]
+    assert steps[:4] == ["0", "1", "2", "2"]  # the step after the checkpoint is there twice
+
+
+def test_without_being_asked_no_journal_of_patches_is_written(undisturbed):
+    assert not (undisturbed / "seen").exists()
+
+
+def test_utilisation_is_computing_over_running_time():
+    assert train.utilisation(10.0, 4.0, 1.0) == pytest.approx(1 - 3 / 9)  # the first wait is in neither
+    assert train.utilisation(10.0, 1.0, 1.0) == 1
+    assert np.isnan(train.utilisation(1.0, 0.0, 1.0))
+
+
+def test_a_slow_feed_shows_in_wait_and_utilisation(tiny_store, tmp_path, monkeypatch):
+    original, late_s = PlainTransform.__call__, 0.25
+
+    def slow(self, fields, draws):
+        time.sleep(late_s)
+        return original(self, fields, draws)
+
+    monkeypatch.setattr(PlainTransform, "__call__", slow)
+    r = recipe(tiny_store, tmp_path / "run", epochs=1)
+    train.run(r, Single())
+    (e,) = [e for e in journal.read(r.run / "journal.jsonl") if e["event"] == "epoch"]
+    steps = e["step"]
+    assert e["wait_s"][0] == pytest.approx(steps * late_s, rel=0.5) and e["wait_s"][0] >= steps * late_s
+    waited = (steps - 1) * late_s  # all but the first, at least
+    running = e["seconds"] - e["split_s"]["checkpoint"] - late_s
+    assert e["utilisation"] <= 1 - waited / running + 0.02
+    assert e["utilisation"] >= e["split_s"]["compute"] / e["seconds"]
+
+
+def test_trained_on_some_bands_with_every_augmentation(tiny_store, tmp_path):
+    augment = AugmentRecipe(crop_px=96, mixup=0.3, drop_bands=0.1, jitter=0.05)
+    how = FeedRecipe(kind="plain", bands=("10m", "B11"), block=4, augment=augment, journal=True)
+    r = recipe(tiny_store, tmp_path / "run", feed=how)
+    train.run(r, Single())
+    assert all(e.exact for e in prove(r.run, Store(tiny_store)))
+    about = checkpoint.newest(r.run)[1]["about"]
+    assert [g["bands"] for g in about["groups"]] == [["B02", "B03", "B04", "B08"], ["B11"]]
+    mean, std = Store(tiny_store).statistics()
+    kept = [Store(tiny_store).info.bands.index(b) for g in about["groups"] for b in g["bands"]]
+    assert about["mean"] == mean[kept].tolist() and about["std"] == std[kept].tolist()
+    feed = FeedRecipe(kind="plain")
+    found = evaluate.run(EvaluateRecipe(run=r.run, store=tiny_store, split="val", batch=3, feed=feed), Single())
+    best = max(e["val"]["micro_f1"] for e in epochs(r.run))
+    assert found["micro"]["f1"] == best
+
+
+def test_a_patch_that_cannot_be_read_says_how_to_go_on(undisturbed, tiny_store, tmp_path, apart):
+    """Without a checkpoint before it, and with one."""
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
+    unmeasured = FeedRecipe(kind="plain", threads=1, ahead=1)  # else it reads on ahead, to see how fast that goes
+    r = recipe(store, tmp_path / "run", feed=unmeasured)
+    opened = Store(store)
+    last = opened.split("train")[Order(len(opened.split("train")), 5, 0).global_batch(0, 4)[0]]
+    path = opened.paths[opened.shard_of[last]]
+    sound = path.read_bytes()
+    with open(path, "r+b") as f:
+        f.seek(opened.offset_of[last] + 77)
+        f.write(b"\x13\x37")
+    told = f"{path.name}: patch {last} .*; then start the run again: it "
+    with pytest.raises(StoreError, match=told + "begins anew$"):
+        train.run(r, Single())
+    how = CheckpointRecipe(every_steps=2)
+    with pytest.raises(StoreError, match=told + "goes on after step 4, its last checkpoint$"):
+        train.run(dataclasses.replace(r, checkpoint=how), Single())
+    path.write_bytes(sound)
+    train.run(r, Single())
+    assert apart(r.run, undisturbed) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])

@@ -1,0 +1,115 @@
+"""A shard that vanishes or turns corrupt while ranks train: all end, one says which shard and patch and how to go on,
+and after a repair the end is that of a run that nothing disturbed."""
+
+import functools
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jeoparda.feed.seen import prove
+from jeoparda.store import Store
+from tests.conftest import Ranks
+from tests.parallel.recipes import train_recipe
+
+pytestmark = pytest.mark.needs("mpirun", "horovod-mpi")
+FEED = ("feed.threads=1", "feed.ahead=1", "feed.journal=true")  # little is read ahead, and nothing to measure
+
+
+def recipe(folder: Path, store: Path) -> Path:
+    """Four steps an epoch, a checkpoint each second one."""
+    return train_recipe(folder, store, "epochs: 3, batch: 6, precision: float64, checkpoint: {every_steps: 2}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_store, tmp_path_factory, cli) -> Callable[[str], Path]:
+    """The run of a kind of feed: what two kinds round otherwise grows over the steps."""
+
+    @functools.cache
+    def trained(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        done = cli("train", recipe(folder, tiny_store), *FEED, f"feed.kind={kind}")
+        assert done.returncode == 0, done.stderr
+        return folder / "run"
+
+    return trained
+
+
+# Before rank 1 reads its third batch, and when the checkpoint of the second step is there, something happens to the
+# first patch of that batch. What follows is the package as it is.
+PROGRAM = """
+import os, runpy, sys, time
+from pathlib import Path
+import jeoparda.feed.reader as reader
+
+how, run, read, calls = sys.argv.pop(1), Path(sys.argv.pop(1)), reader.Reader.read, []
+
+def disturbed(self, numbers, *rest):
+    calls.append(1)
+    if len(calls) == 3:
+        while not (run / "checkpoints" / "00000002.pt").exists():
+            time.sleep(0.01)
+        store, first = self._store, int(numbers[0])
+        path, at = store.paths[store.shard_of[first]], int(store.offset_of[first])
+        print(f"{how}: {path.name} patch {first}", flush=True)
+        if how == "vanished":
+            path.unlink()
+        elif how == "truncated":
+            os.truncate(path, at + 1000)
+        else:
+            with open(path, "r+b") as f:
+                f.seek(at + 1000)
+                wrong = bytes(255 - b for b in f.read(4))
+                f.seek(at + 1000)
+                f.write(wrong)
+    return read(self, numbers, *rest)
+
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    reader.Reader.read = disturbed
+sys.argv[0] = "jeoparda"
+runpy.run_module("jeoparda", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        ("vanished", "plain"),
+        ("truncated", "plain"),
+        ("corrupt", "plain"),
+        pytest.param("corrupt", "dali", marks=pytest.mark.needs("dali")),
+    ],
+)
+def test_all_end_in_words_and_go_on_after_a_repair(
+    ranks: Ranks, undisturbed, tiny_store, tmp_path, apart, cli, how, kind
+):
+    store, run = Path(shutil.copytree(tiny_store, tmp_path / "store")), tmp_path / "run"
+    words = ("train", recipe(tmp_path, store), *FEED, f"feed.kind={kind}")
+    program = (sys.executable, "-c", PROGRAM, how, str(run))
+    begun = time.monotonic()
+    done = ranks.start(2, "mpirun", *words, program=program).end(90)
+    assert done.returncode != 0 and time.monotonic() - begun < 60
+    happened = re.search(rf"{how}: (\S+) patch (\d+)", done.stdout)
+    assert happened, done.stderr
+    shard, patch = happened.groups()
+    told = re.search(r"jeoparda: rank \d of 2: (.*)", done.stderr)
+    assert told and "Traceback" not in done.stderr, done.stderr
+    assert f"{store / 'shards' / shard}: " in told[1]
+    which = patch if how != "vanished" else r"\d+"  # a shard stays open for an epoch; another patch may find it gone
+    assert re.search(f"patch {which} ", told[1])
+    assert "`jeoparda store repair`" in told[1]
+    after = re.search(r"; then start the run again: it goes on after step (\d+), its last checkpoint$", told[1])
+    assert after and int(after[1]) in ((2,) if how != "vanished" else (2, 4)), told[1]
+
+    repaired = cli("store", "repair", store)
+    assert repaired.returncode == 0, repaired.stderr
+    done = cli(*words)
+    assert done.returncode == 0, done.stderr
+    epoch, step = map(int, re.search(r"going on from epoch (\d+), step (\d+)", done.stdout).groups())
+    assert (epoch - 1) * 4 + step >= int(after[1])
+    assert apart(run, undisturbed(kind)) < 1e-10
+    assert [e.exact for e in prove(run, Store(store))] == [True, True, True]
