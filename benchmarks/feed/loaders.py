@@ -29,7 +29,7 @@ from jeoparda.store import Store
 BATCH = 64
 WORKERS = 2
 BLOCK = 8 << 20  # bytes of one sequential read
-AUGMENT = {"flips": True, "crop_px": 112, "mixup": 0.2, "drop_bands": 0.1, "jitter": 0.05}
+AUGMENT = {"flips": True, "crop_px": 108, "mixup": 0.2, "drop_bands": 0.1, "jitter": 0.05}
 STILL = {"flips": False, "crop_px": 0, "mixup": 0.0, "drop_bands": 0.0, "jitter": 0.0}
 
 Fields = dict[str, torch.Tensor]
@@ -83,7 +83,8 @@ class Patches(Dataset):
 class Image:
     """Fields of a record to {"image": (band, row, col) float32}: normalised, on the finest grid, augmented at random.
 
-    What can be done before upsampling is, where pixels are fewer; flips and crops are views as long as they can be.
+    What can be done before upsampling is, where pixels are fewer; crops begin where the pixels of all bands do. Flips
+    and crops are views as long as they can be.
     """
 
     def __init__(self, store: Store, augment: dict[str, Any]) -> None:
@@ -96,14 +97,17 @@ class Image:
     def __call__(self, fields: Fields) -> Fields:
         factor = self._scale * self._gain()
         offset = torch.where(factor == 0, 0, self._mean * self._scale)  # a dropped band is its mean everywhere
+        row, col, side = self._window()
         parts, first = [], 0
         for g in self._groups:
             bands = slice(first, first := first + len(g.bands))
-            x = fields[g.name].to(torch.float32).mul_(factor[bands]).sub_(offset[bands])
-            if g.size_px != self._size:
-                x = F.interpolate(x[None], size=(self._size, self._size), mode="bilinear", align_corners=False)[0]
+            k = self._size // g.size_px
+            x = fields[g.name][:, row // k : (row + side) // k, col // k : (col + side) // k].to(torch.float32)
+            x = x.mul_(factor[bands]).sub_(offset[bands])
+            if k > 1:
+                x = F.interpolate(x[None], size=(side, side), mode="bilinear", align_corners=False)[0]
             parts.append(x)
-        return {"image": self._moved(parts[0] if len(parts) == 1 else torch.cat(parts))}
+        return {"image": self._turned(parts[0] if len(parts) == 1 else torch.cat(parts))}
 
     def _gain(self) -> torch.Tensor:
         """(band, 1, 1)"""
@@ -114,12 +118,16 @@ class Image:
             gain[torch.rand_like(gain) < a["drop_bands"]] = 0
         return gain
 
-    def _moved(self, x: torch.Tensor) -> torch.Tensor:
-        a = self._augment
-        if side := a["crop_px"]:
-            row, col = torch.randint(self._size - side + 1, (2,)).tolist()
-            x = x[:, row : row + side, col : col + side]
-        if a["flips"]:
+    def _window(self) -> tuple[int, int, int]:
+        """(row, col, side) of the crop, px of the finest grid."""
+        if not (side := self._augment["crop_px"]):
+            return 0, 0, self._size
+        step = self._size // self._groups[-1].size_px
+        row, col = (torch.randint((self._size - side) // step + 1, (2,)) * step).tolist()
+        return row, col, side
+
+    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+        if self._augment["flips"]:
             transpose, rows, cols = torch.randint(2, (3,)).tolist()
             x = x.transpose(1, 2) if transpose else x
             axes = [axis for axis, turned in ((1, rows), (2, cols)) if turned]

@@ -7,19 +7,20 @@ Every feed has the same contract: iterate over one epoch's remaining batches, ea
     number  (b,) int64, the patches' numbers in the store
     mask    (b, row, col) uint8 class numbers, 255 without a label; where the store has masks
 
-`kind: raw` has the store's own fields in the place of `image`: each group's (b, band, row, col) as it is stored and where
-images are wanted, without augmentation. `state()` says where the next batch stands, `restore()` goes there. A batch is valid
-until the next is asked for.
+`kind: raw` has the store's own fields in the place of `image`: each group's (b, band, row, col) as it is stored and
+where images are wanted, without augmentation. `state()` says where the next batch stands, `restore()` goes there. A
+batch is valid until the next is asked for.
 """
 
 import dataclasses
 import importlib.util
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -30,9 +31,12 @@ from jeoparda.feed.augment import STILL, AugmentRecipe, Draws, draw, still
 from jeoparda.feed.device import Drawn, on_device
 from jeoparda.feed.measure import pace
 from jeoparda.feed.plain import PlainTransform
-from jeoparda.feed.reader import Files, Reader, Ring
+from jeoparda.feed.reader import Reader, Ring
 from jeoparda.order import Order
 from jeoparda.store import Group, Store, StoreInfo
+
+if TYPE_CHECKING:  # only who asks for DALI loads it
+    from jeoparda.feed import dali
 
 Batch = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
@@ -141,9 +145,11 @@ class Feed:
             raise ValueError(f"statistics of {len(self.mean)} bands for a feed of {len(kept)}")
         self._augment = r.augment if train else STILL
         self._labels = torch.from_numpy(labels).to(torch.float32)
-        self._others = ("mask",) if info.layout.mask_px else ()
-        self._checked = np.zeros(len(store), bool) if r.check == "first" else None
-        self._path_of = path_of
+        others = ("mask",) if info.layout.mask_px else ()
+        self._reader = Reader(store, self.groups, others, r.check == "first", path_of)
+        self._ring: Ring | None = None  # made once: buffers are large
+        self._ahead = 0
+        self._line: dali.Line | None = None
         self._refuse_misfits()
 
     @property
@@ -156,10 +162,21 @@ class Feed:
         """Side of a whole image, on the finest grid of its bands."""
         return self.groups[0].size_px
 
+    @property
+    def step_px(self) -> int:
+        """The pixels of all bands begin together every so many px of the finest."""
+        return math.lcm(*(self.size_px // g.size_px for g in self.groups))
+
     def _refuse_misfits(self) -> None:
         a, mask_px = self._augment, self._store.info.layout.mask_px
         if a.crop_px > self.size_px:
             raise RecipeError(f"feed.augment.crop_px = {a.crop_px}: patches are {self.size_px} px; take at most that")
+        if a.crop_px % self.step_px:
+            less = a.crop_px // self.step_px * self.step_px
+            raise RecipeError(
+                f"feed.augment.crop_px = {a.crop_px}: is no whole number of pixels of every band; take "
+                + " or ".join(str(px) for px in (less, less + self.step_px) if px)
+            )
         if a.crop_px and mask_px % self.size_px:
             raise RecipeError(
                 f"feed.augment.crop_px = {a.crop_px}: masks of {mask_px} px are no multiple of {self.size_px}, so "
@@ -191,7 +208,8 @@ class Feed:
     def _draw(self, numbers: np.ndarray) -> Draws:
         if self._augment == STILL:
             return still(len(numbers))
-        return draw(self._augment, self.plan.order.seed, self.epoch, numbers, self.size_px, len(self.bands))
+        seed = self.plan.order.seed
+        return draw(self._augment, seed, self.epoch, numbers, self.size_px, len(self.bands), self.step_px)
 
     def _batch(self, numbers: np.ndarray, draws: Draws, **images: torch.Tensor | None) -> Batch:
         number = torch.from_numpy(numbers)
@@ -202,27 +220,30 @@ class Feed:
         return {name: x for name, x in images.items() if x is not None} | {"labels": labels, "number": number}
 
     @contextmanager
-    def _reading(self, batches: list[np.ndarray]) -> Iterator[tuple[Ring, Drawn, int]]:
-        """(ring, its slots with what was drawn for each, batches ahead)."""
-        with closing(Files(self._store, self._path_of)) as files:
-            reader = Reader(self._store, self.groups, self._others, self._checked, files)
-            threads, ahead = self._recipe.threads, self._recipe.ahead
-            if batches and not (threads and ahead):
-                measured = pace(reader, np.concatenate(batches), self.plan.largest)
-                threads, ahead = threads or measured.threads, ahead or measured.ahead
-            # one buffer is with the consumer, one is being filled
-            ring = Ring(reader, self.plan.largest, ahead + 2, threads, pinned=self._device.type == "cuda")
-            with closing(ring.read(batches)) as slots:
-                yield ring, ((s, self._draw(s.numbers)) for s in slots), ahead
+    def _reading(self, batches: list[np.ndarray]) -> Iterator[tuple[Ring, Drawn]]:
+        """The ring, and its slots with what was drawn for each."""
+        with self._reader.opened():
+            if not self._ring:
+                self._ring = self._measured(batches)
+            with closing(self._ring.read(batches)) as slots:
+                yield self._ring, ((s, self._draw(s.numbers)) for s in slots)
+
+    def _measured(self, batches: list[np.ndarray]) -> Ring:
+        threads, self._ahead = self._recipe.threads, self._recipe.ahead
+        if not (threads and self._ahead):
+            measured = pace(self._reader, np.concatenate([*batches, np.empty(0, np.int64)]), self.plan.largest)
+            threads, self._ahead = threads or measured.threads, self._ahead or measured.ahead
+        # one buffer is with the consumer, one is being filled
+        return Ring(self._reader, self.plan.largest, self._ahead + 2, threads, pinned=self._device.type == "cuda")
 
     def _raw(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
-        with self._reading(batches) as (ring, drawn, _):
+        with self._reading(batches) as (ring, drawn):
             for numbers, _, fields in on_device(ring, drawn, self._device):
                 yield self._batch(numbers, still(len(numbers)), **fields)
 
     def _plain(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
         transform = PlainTransform(self.groups, self.mean, self.std, self._augment.crop_px)
-        with self._reading(batches) as (ring, drawn, _):
+        with self._reading(batches) as (ring, drawn):
             for numbers, draws, fields in on_device(ring, drawn, self._device):
                 image, mask = transform(fields, draws)
                 yield self._batch(numbers, draws, image=image, mask=mask)
@@ -232,8 +253,19 @@ class Feed:
 
         if not batches:
             return
+        with self._reading(batches) as (ring, drawn):
+            line, self._line = self._line, None  # kept only if it ends empty
+            if line is None:
+                deep = min(self._ahead, len(batches))
+                line = dali.Line(self._work(dali.Work), self.plan.largest, deep, self._cores)
+            for numbers, draws, image, mask in line.images(ring, drawn):
+                yield self._batch(numbers, draws, image=image, mask=mask)
+            if line.ahead == self._ahead:
+                self._line = line
+
+    def _work(self, kind: type["dali.Work"]) -> "dali.Work":
         a = self._augment
-        work = dali.Work(
+        return kind(
             groups=self.groups,
             mean=self.mean,
             std=self.std,
@@ -244,11 +276,6 @@ class Feed:
             mask_px=self._store.info.layout.mask_px,
             device=self._device,
         )
-        with self._reading(batches) as (ring, drawn, ahead):
-            deep = min(ahead, len(batches))
-            pipeline = dali.build(work, self.plan.largest, deep, self._cores)
-            for numbers, draws, image, mask in dali.images(pipeline, work, ring, drawn, deep):
-                yield self._batch(numbers, draws, image=image, mask=mask)
 
     def _synthetic(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
         side = self._augment.crop_px or self.size_px

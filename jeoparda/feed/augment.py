@@ -16,7 +16,12 @@ class AugmentRecipe:
     """What training does to its samples; drawn anew each epoch, for image and mask alike."""
 
     flips: bool = opt(True, "random flips and quarter turns")
-    crop_px: int = opt(0, "side of a random part of each patch; 0: the whole patch", "px of the finest band", ge=0)
+    crop_px: int = opt(
+        0,
+        "side of a random part of each patch, whole pixels of every band; 0: all of it",
+        "px of the finest band",
+        ge=0,
+    )
     mixup: float = opt(0.0, "pairs of samples are mixed, the share drawn from Beta(a, a) of this a; 0: not", ge=0)
     drop_bands: float = opt(0.0, "probability that a band is missing: its mean everywhere", ge=0, lt=1)
     jitter: float = opt(0.0, "standard deviation of a gain for each band of each sample, about 1", ge=0, lt=0.5)
@@ -29,8 +34,8 @@ STILL: AugmentRecipe = check(AugmentRecipe, {"flips": False})
 class Draws:
     """What was drawn for b samples.
 
-    flips    (b, 3) bool: transpose, flip rows, flip columns, in this order of application
     corner   (b, 2) int32: row and column of the crop's corner, px of the finest grid
+    flips    (b, 3) bool: transpose, flip rows, flip columns, in this order of application, after the crop
     gain     (b, band) float32 that digital numbers are multiplied by; 0 for a band that is dropped; None: all 1
     share    (b,) float32: of the sample itself where it is mixed with `partner`; None: not mixed
     partner  (b,) int32: place in the batch
@@ -48,14 +53,17 @@ def still(count: int) -> Draws:
     return Draws(np.zeros((count, 3), bool), np.zeros((count, 2), np.int32))
 
 
-def draw(r: AugmentRecipe, seed: int, epoch: int, numbers: np.ndarray, size_px: int, bands: int) -> Draws:
-    """For the patches `numbers`, (b,): whole pairs, where samples are mixed, but for the last of a step."""
+def draw(
+    r: AugmentRecipe, seed: int, epoch: int, numbers: np.ndarray, size_px: int, bands: int, step_px: int = 1
+) -> Draws:
+    """For the patches `numbers`, (b,): whole pairs, where samples are mixed, but for the last of a step. step_px: the
+    pixels of all bands begin together every so many px of the finest."""
     out = still(len(numbers))
     drawn = np.asarray(numbers, np.uint64)
     corner = out.corner
     if r.crop_px:
         u = _uniform([key(seed, epoch, _CROP, axis) for axis in range(2)], drawn)
-        corner = (u * (size_px - r.crop_px + 1)).astype(np.int32)
+        corner = (u * ((size_px - r.crop_px) // step_px + 1)).astype(np.int32) * np.int32(step_px)
     share, partner = _pairs(r.mixup, key(seed, epoch, _MIX), drawn) if r.mixup else (None, None)
     turned = flips(seed, epoch, numbers) if r.flips else out.flips
     return Draws(turned, corner, _gains(r, seed, epoch, drawn, bands), share, partner)

@@ -1,9 +1,9 @@
 """The DALI feed: the only home of nvidia.dali.
 
-A batch goes in as one array a group, the ring's own memory, without a copy; DALI's threads normalise, upsample, crop,
-turn and mix; the result comes out through DLPack, without a copy either. On a GPU the same pipeline moves the digital
-numbers at their native resolution over the bus and does the rest there. Batches are fed by hand, so that a buffer is
-known to be free again: when its own batch has come out.
+A batch goes in as one array a group, the ring's own memory, without a copy; DALI's threads crop, turn, normalise and
+mix at native resolution; the result comes out through DLPack, without a copy either, and is brought onto one grid. On a
+GPU the same pipeline moves the digital numbers over the bus and does the rest there. Batches are fed by hand, so that a
+buffer is known to be free again: when its own batch has come out.
 """
 
 from collections import deque
@@ -19,6 +19,7 @@ from nvidia.dali.pipeline import Pipeline, do_not_convert
 from jeoparda.feed.augment import Draws
 from jeoparda.feed.device import Drawn, own
 from jeoparda.feed.reader import Ring, Slot
+from jeoparda.feed.upsample import Upsample
 from jeoparda.store import Group
 
 _TYPES = {"uint8": types.UINT8, "uint16": types.UINT16, "int16": types.INT16, "float32": types.FLOAT}
@@ -43,10 +44,11 @@ class Work:
     def size_px(self) -> int:
         return self.groups[0].size_px
 
-    @property
-    def mask_times(self) -> int:
-        """Pixels of a mask along one of the image's."""
-        return self.mask_px // self.size_px
+    def fields(self) -> Iterator[tuple[str, types.DALIDataType, int]]:
+        """Name, type and side in px of what a batch is made of."""
+        yield from ((g.name, _TYPES[g.dtype], g.size_px) for g in self.groups)
+        if self.mask_px:
+            yield "mask", types.UINT8, self.mask_px
 
     def parts(self) -> Iterator[tuple[Group, slice]]:
         """Each group and its bands' places in the image."""
@@ -65,30 +67,26 @@ def build(w: Work, largest: int, ahead: int, threads: int) -> Pipeline:
         return x.gpu() if w.device.type == "cuda" else x
 
     @do_not_convert
-    def normalised(g: Group, bands: slice):  # type: ignore[no-untyped-def]
-        x = moved(source(g.name, _TYPES[g.dtype], 3, "CHW"))
+    def cropped(x, name: str, px: int):  # type: ignore[no-untyped-def]
+        if not w.crop_px:
+            return x
+        corner = source(f"{name}.corner", types.INT32, 1, copy=True)
+        return fn.slice(x, start=corner, shape=[w.crop_px * px // w.size_px] * 2, axes=[1, 2])
+
+    @do_not_convert
+    def normalised(x, g: Group, bands: slice):  # type: ignore[no-untyped-def]
         if w.gains:
             mean, std = (source(f"{g.name}.{what}", types.FLOAT, 3, copy=True) for what in ("mean", "std"))
         else:
             mean, std = (v[bands].reshape(-1, 1, 1) for v in (w.mean, w.std))
-        x = fn.normalize(x, mean=mean, stddev=std, dtype=types.FLOAT)
-        if g.size_px == w.size_px:
-            return x
-        return fn.resize(x, size=[w.size_px, w.size_px], interp_type=types.INTERP_LINEAR, antialias=False)
+        return fn.normalize(x, mean=mean, stddev=std, dtype=types.FLOAT)
 
     @do_not_convert
-    def cropped(x, what: str, times: int):  # type: ignore[no-untyped-def]
-        if not w.crop_px:
-            return x
-        corner = source(f"{what}.corner", types.INT32, 1, copy=True)
-        return fn.slice(x, start=corner, shape=[w.crop_px * times] * 2, axes=[1, 2])
-
-    @do_not_convert
-    def mixed(x):  # type: ignore[no-untyped-def]
+    def mixed(parts):  # type: ignore[no-untyped-def]
         if not w.mixed:
-            return x
+            return parts
         share, partner = source("share", types.FLOAT, 0, copy=True), source("partner", types.INT32, 0, copy=True)
-        return x * share + fn.permute_batch(x, indices=partner) * (1 - share)
+        return [x * share + fn.permute_batch(x, indices=partner) * (1 - share) for x in parts]
 
     @pipeline_def(
         batch_size=largest,
@@ -99,19 +97,14 @@ def build(w: Work, largest: int, ahead: int, threads: int) -> Pipeline:
         enable_conditionals=True,
     )
     def pipeline():  # type: ignore[no-untyped-def]
-        image = cropped(fn.cat(*[normalised(g, bands) for g, bands in w.parts()], axis=0), "image", 1)
-        mask = cropped(moved(source("mask", types.UINT8, 3, "CHW")), "mask", w.mask_times) if w.mask_px else None
+        fields = [cropped(moved(source(name, kind, 3, "CHW")), name, px) for name, kind, px in w.fields()]
         if w.flips:
             turn = source("flips", types.INT32, 1, copy=True)
             if fn.cast(turn[0], dtype=types.BOOL):
-                image = fn.transpose(image, perm=[0, 2, 1], transpose_layout=False)
-                if w.mask_px:
-                    mask = fn.transpose(mask, perm=[0, 2, 1], transpose_layout=False)
-            image = fn.flip(image, vertical=turn[1], horizontal=turn[2])
-            if w.mask_px:
-                mask = fn.flip(mask, vertical=turn[1], horizontal=turn[2])
-        image = mixed(image)
-        return (image, mask) if w.mask_px else image
+                fields = [fn.transpose(x, perm=[0, 2, 1], transpose_layout=False) for x in fields]
+            fields = [fn.flip(x, vertical=turn[1], horizontal=turn[2]) for x in fields]
+        parts = [normalised(x, g, bands) for x, (g, bands) in zip(fields, w.parts())]  # noqa: B905, as DALI converts it
+        return (*mixed(parts), *fields[len(parts) :])
 
     built = pipeline()
     built.build()
@@ -131,10 +124,8 @@ def inputs(w: Work, slot: Slot, draws: Draws) -> Iterator[tuple[str, np.ndarray]
             yield f"{g.name}.std", np.where(kept, w.std[bands, None, None] / safe, np.float32(np.inf))
     if w.mask_px:
         yield "mask", slot.fields["mask"][:, None]
-    if w.crop_px:
-        yield "image.corner", draws.corner
-        if w.mask_px:
-            yield "mask.corner", draws.corner * np.int32(w.mask_times)
+    for name, _, px in w.fields() if w.crop_px else ():
+        yield f"{name}.corner", draws.corner * np.int32(px) // np.int32(w.size_px)
     if w.flips:
         yield "flips", draws.flips.astype(np.int32)
     if draws.share is not None and draws.partner is not None:
@@ -142,29 +133,42 @@ def inputs(w: Work, slot: Slot, draws: Draws) -> Iterator[tuple[str, np.ndarray]
         yield "partner", draws.partner
 
 
-def images(
-    pipeline: Pipeline, w: Work, ring: Ring, slots: Drawn, ahead: int
-) -> Iterator[tuple[np.ndarray, Draws, torch.Tensor, torch.Tensor | None]]:
-    """(patch numbers, draws, (b, band, row, col) float32, (b, row, col) uint8 masks or None) for each slot and its
-    draws; there must be at least `ahead` of them. On the CPU a tensor is DALI's own memory, and valid until the next
-    is asked for."""
+class Line:
+    """A pipeline that is fed by hand. It serves one epoch after the other, as each one built takes memory and time."""
 
-    def feed(slot: Slot, draws: Draws) -> tuple[Slot, Draws]:
-        for name, batch in inputs(w, slot, draws):
-            # DALI takes no empty batch, but a rank's share of a small step may be: it is fed a blank, cut off below
-            pipeline.feed_input(name, batch if len(batch) else np.zeros((1, *batch.shape[1:]), batch.dtype))
+    def __init__(self, w: Work, largest: int, ahead: int, threads: int) -> None:
+        """largest: patches in a batch. ahead: batches in work at a time; its first epoch has at least as many."""
+        self._work, self.ahead = w, ahead
+        self._pipeline = build(w, largest, ahead, threads)
+        self._upsample = Upsample(w.groups)
+        self._fresh = True
+
+    def images(self, ring: Ring, slots: Drawn) -> Iterator[tuple[np.ndarray, Draws, torch.Tensor, torch.Tensor | None]]:
+        """(patch numbers, draws, (b, band, row, col) float32, (b, row, col) uint8 masks or None) for each slot and its
+        draws. On the CPU a tensor is DALI's own memory, and valid until the next is asked for."""
+        waiting = deque(self._feed(*s) for s in islice(slots, self.ahead))
+        self._start(len(waiting))
+        while waiting:
+            made = self._pipeline.share_outputs()
+            slot, draws = waiting.popleft()
+            n = len(slot.numbers)
+            fields = [own(torch.from_dlpack(out.as_tensor())[:n]) for out in made]
+            ring.release(slot)
+            count = len(self._work.groups)
+            yield slot.numbers, draws, self._upsample(fields[:count]), fields[-1][:, 0] if fields[count:] else None
+            self._pipeline.release_outputs()
+            for more in islice(slots, 1):
+                waiting.append(self._feed(*more))
+                self._pipeline.schedule_run()
+
+    def _feed(self, slot: Slot, draws: Draws) -> tuple[Slot, Draws]:
+        for name, batch in inputs(self._work, slot, draws):
+            # DALI takes no empty batch, but a rank's share of a small step may be: it is fed a blank, cut off above
+            self._pipeline.feed_input(name, batch if len(batch) else np.zeros((1, *batch.shape[1:]), batch.dtype))
         return slot, draws
 
-    waiting = deque(feed(*s) for s in islice(slots, ahead))
-    pipeline.schedule_run()  # the first call starts as many runs as the pipeline is deep: all of these
-    while waiting:
-        made = pipeline.share_outputs()
-        slot, draws = waiting.popleft()
-        n = len(slot.numbers)
-        image, *mask = (own(torch.from_dlpack(out.as_tensor())[:n]) for out in made)
-        ring.release(slot)
-        yield slot.numbers, draws, image, mask[0][:, 0] if mask else None
-        pipeline.release_outputs()
-        for more in islice(slots, 1):
-            waiting.append(feed(*more))
-            pipeline.schedule_run()
+    def _start(self, count: int) -> None:
+        """A pipeline's very first call starts as many runs as it is deep, each other call one."""
+        for _ in range(1 if self._fresh else count):
+            self._pipeline.schedule_run()
+        self._fresh = False

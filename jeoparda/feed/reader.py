@@ -10,8 +10,9 @@ import os
 import queue
 import resource
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -147,18 +148,28 @@ class _Work(NamedTuple):
 class Reader:
     """Reads patches of a store into buffers.
 
-    groups: bands that are wanted, with the store's names of groups; others: further fields. checked: (patch,) bool,
-    whose checksums have been compared, and need not be again; None: none is ever compared.
+    groups: bands that are wanted, with the store's names of groups; others: further fields. check: a patch's checksum
+    is compared when it is first read. path_of: see Files. It reads inside `with reader.opened()`.
     """
 
     def __init__(
-        self, store: Store, groups: Sequence[Group], others: Sequence[str], checked: np.ndarray | None, files: Files
+        self,
+        store: Store,
+        groups: Sequence[Group],
+        others: Sequence[str],
+        check: bool = True,
+        path_of: Callable[[int], Path] | None = None,
     ) -> None:
         self._store = store
-        self._files = files
-        self._checked = checked
+        self._path_of = path_of
+        self._checked = np.zeros(len(store), bool) if check else None
         self._packed = store.info.compression != "none"
         self._runs = segments(store.info.layout, groups, others)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with closing(Files(self._store, self._path_of)) as self._files:
+            yield
 
     def buffer(self, largest: int, pinned: bool = False) -> Buffer:
         return Buffer(self._store.info.layout, self._runs, largest, pinned)
@@ -238,14 +249,13 @@ def _runs(shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, most: int)
 
 
 class Ring:
-    """Batches of records, read ahead into `depth` buffers of up to `largest` patches each."""
+    """Batches of records, read ahead into `depth` buffers of up to `largest` patches each; one reading at a time."""
 
     def __init__(self, reader: Reader, largest: int, depth: int, threads: int, pinned: bool = False) -> None:
         self._reader = reader
         self._threads = threads
-        self._free: queue.Queue[Buffer | None] = queue.Queue()
-        for _ in range(depth):
-            self._free.put(reader.buffer(largest, pinned))
+        self._buffers = [reader.buffer(largest, pinned) for _ in range(depth)]
+        self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
 
     def release(self, slot: Slot) -> None:
         """Say that nothing looks at this slot's fields any more."""
@@ -253,7 +263,10 @@ class Ring:
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[Slot, None, None]:
         """A slot for each array of patch numbers, in order. Ends its threads when closed or exhausted."""
-        full: queue.Queue[Slot | BaseException | None] = queue.Queue()
+        self._free = queue.SimpleQueue()
+        for buffer in self._buffers:
+            self._free.put(buffer)
+        full: queue.SimpleQueue[Slot | BaseException | None] = queue.SimpleQueue()
         stop = threading.Event()
         thread = threading.Thread(target=self._fill, args=(batches, full, stop), name="feed-reader", daemon=True)
         thread.start()
@@ -267,7 +280,7 @@ class Ring:
             self._free.put(None)  # wakes the reader if it waits for a buffer
             thread.join()
 
-    def _fill(self, batches: Iterable[np.ndarray], full: queue.Queue, stop: threading.Event) -> None:
+    def _fill(self, batches: Iterable[np.ndarray], full: queue.SimpleQueue, stop: threading.Event) -> None:
         try:
             with ThreadPoolExecutor(self._threads, "feed-read") as pool:
                 for numbers in batches:
