@@ -3,6 +3,7 @@
 A warm page cache wants one or two threads, a cold parallel filesystem wants many, and no file says which it is.
 """
 
+import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import numpy as np
 from jeoparda.feed.reader import Reader
 
 _THREADS = (1, 2, 4, 8, 16)
-_SAMPLE = 32  # patches for each number of threads, read for the first time, as they may be cold
+_SAMPLE = 32  # patches at a time, each read for the first time, as it may be cold
+_LONG_ENOUGH_S = 0.02  # for each number of threads
+_MOST = 8  # samples for each number of threads
 _ENOUGH = 0.9  # of the best rate: fewer threads leave more to others
 _AHEAD = 2, 8  # batches, at least and at most
 
@@ -35,19 +38,25 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     if not len(numbers):  # a rank may have no patch
         return Pace(_THREADS[0], _AHEAD[0], {})
     sample = min(_SAMPLE, max(1, len(numbers) // len(_THREADS)))
+    samples = iter([numbers[i : i + sample] for i in range(0, len(numbers), sample)])
+    most = max(1, min(_MOST, len(numbers) // sample // len(_THREADS)))
     buffer = reader.buffer(sample)
     rates: dict[int, float] = {}
     waits: list[float] = []
-    for i, threads in enumerate(_THREADS):
-        some = numbers[i * sample : (i + 1) * sample]
-        if not len(some):
-            break
+    for threads in _THREADS:
         with ThreadPoolExecutor(threads) as pool:
             pool.submit(len, ()).result()
-            start = time.perf_counter()
-            reader.read(some, buffer, pool, threads)
-            waits.append(time.perf_counter() - start)
-        rates[threads] = len(some) / waits[-1]
+            took = 0.0
+            for some in itertools.islice(samples, most):
+                start = time.perf_counter()
+                for task in reader.submit(pool, some, buffer, threads):
+                    task.result()
+                waits.append(time.perf_counter() - start)
+                # the best of them: a hiccup says nothing about the number of threads
+                rates[threads] = max(rates.get(threads, 0.0), len(some) / waits[-1])
+                took += waits[-1]
+                if took > _LONG_ENOUGH_S:
+                    break
     best = max(rates.values())
     threads = next(t for t, rate in rates.items() if rate >= _ENOUGH * best)
     least, most = _AHEAD

@@ -7,11 +7,11 @@ neighbours in a file are read in one call.
 
 import itertools
 import os
-import queue
 import resource
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,18 +174,17 @@ class Reader:
     def buffer(self, largest: int, pinned: bool = False) -> Buffer:
         return Buffer(self._store.info.layout, self._runs, largest, pinned)
 
-    def read(self, numbers: np.ndarray, buffer: Buffer, pool: ThreadPoolExecutor, threads: int) -> None:
-        """The patches `numbers`, (b,), into the first b places of a buffer. StoreError names shard and patch."""
+    def submit(self, pool: ThreadPoolExecutor, numbers: np.ndarray, buffer: Buffer, ways: int) -> list[Future[None]]:
+        """Begin to read the patches `numbers`, (b,), into the first b places of a buffer, as so many tasks. StoreError
+        in one of them names shard and patch."""
         s = self._store
         shards, offsets, sizes = s.shard_of[numbers], s.offset_of[numbers], s.size_of[numbers]
         checking = self._checked is not None and not self._checked[numbers].all()
         whole = checking or buffer.wanted_bytes == s.dtype.itemsize
         work = _Work(numbers.tolist(), shards.tolist(), offsets.tolist(), sizes.tolist(), buffer, whole)
         runs = _runs(shards, offsets, sizes, most=1 if self._packed or not whole else _NEIGHBOURS)
-        shares = (runs[k * len(runs) // threads : (k + 1) * len(runs) // threads] for k in range(threads))
-        list(pool.map(lambda share: self._read_runs(work, share), shares))
-        if self._checked is not None and checking:
-            self._checked[numbers] = True
+        shares = (runs[k * len(runs) // ways : (k + 1) * len(runs) // ways] for k in range(ways))
+        return [pool.submit(self._read_runs, work, share) for share in shares]
 
     def _read_runs(self, work: _Work, runs: list[list[int]]) -> None:
         for places in runs:
@@ -205,12 +204,19 @@ class Reader:
             raise
         except OSError as e:
             raise StoreError(f"{path}: patch {work.numbers[first]} cannot be read: {e.strerror}; {_MEND}") from e
-        for i in places if self._checked is not None and work.whole else ():
-            crc = 0
-            for piece in work.buffer.whole[i]:
-                crc = crc32(piece, crc)
-            if crc != self._store.checksums[work.numbers[i]]:
-                raise StoreError(f"{path}: patch {work.numbers[i]} is damaged, its checksum differs; {_MEND}")
+        if self._checked is not None and work.whole:
+            for i in places:
+                self._check(path, work.numbers[i], work.buffer.whole[i], self._checked)
+
+    def _check(self, path: Path, number: int, pieces: list[memoryview], checked: np.ndarray) -> None:
+        if checked[number]:
+            return
+        crc = 0
+        for piece in pieces:
+            crc = crc32(piece, crc)
+        if crc != self._store.checksums[number]:
+            raise StoreError(f"{path}: patch {number} is damaged, its checksum differs; {_MEND}")
+        checked[number] = True
 
     def _copy(self, path: Path, fd: int, work: _Work, places: list[int]) -> None:
         first, buffer = places[0], work.buffer
@@ -249,46 +255,38 @@ def _runs(shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, most: int)
 
 
 class Ring:
-    """Batches of records, read ahead into `depth` buffers of up to `largest` patches each; one reading at a time."""
+    """Batches of records, read ahead into `depth` buffers of up to `largest` patches each; one reading at a time.
+
+    A thread reads a batch by itself as long as there are as many batches ahead as threads: none waits for another.
+    """
 
     def __init__(self, reader: Reader, largest: int, depth: int, threads: int, pinned: bool = False) -> None:
         self._reader = reader
         self._threads = threads
+        self._ways = -(-threads // max(1, depth - 2))  # tasks a batch: two buffers are with those who use them
         self._buffers = [reader.buffer(largest, pinned) for _ in range(depth)]
-        self._free: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
+        self._free: deque[Buffer] = deque()
 
     def release(self, slot: Slot) -> None:
         """Say that nothing looks at this slot's fields any more."""
-        self._free.put(slot.buffer)
+        self._free.append(slot.buffer)
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[Slot, None, None]:
         """A slot for each array of patch numbers, in order. Ends its threads when closed or exhausted."""
-        self._free = queue.SimpleQueue()
-        for buffer in self._buffers:
-            self._free.put(buffer)
-        full: queue.SimpleQueue[Slot | BaseException | None] = queue.SimpleQueue()
-        stop = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(batches, full, stop), name="feed-reader", daemon=True)
-        thread.start()
+        self._free = deque(self._buffers)
+        todo = iter(batches)
+        begun: deque[tuple[np.ndarray, Buffer, list[Future[None]]]] = deque()
+        pool = ThreadPoolExecutor(self._threads, "feed-read")
         try:
-            while (slot := full.get()) is not None:
-                if isinstance(slot, BaseException):
-                    raise slot
-                yield slot
+            while True:
+                while self._free and (numbers := next(todo, None)) is not None:
+                    buffer = self._free.popleft()
+                    begun.append((numbers, buffer, self._reader.submit(pool, numbers, buffer, self._ways)))
+                if not begun:
+                    return
+                numbers, buffer, tasks = begun.popleft()
+                for task in tasks:
+                    task.result()
+                yield Slot(numbers, {name: x[: len(numbers)] for name, x in buffer.fields.items()}, buffer)
         finally:
-            stop.set()
-            self._free.put(None)  # wakes the reader if it waits for a buffer
-            thread.join()
-
-    def _fill(self, batches: Iterable[np.ndarray], full: queue.SimpleQueue, stop: threading.Event) -> None:
-        try:
-            with ThreadPoolExecutor(self._threads, "feed-read") as pool:
-                for numbers in batches:
-                    buffer = self._free.get()
-                    if buffer is None or stop.is_set():
-                        return
-                    self._reader.read(numbers, buffer, pool, self._threads)
-                    full.put(Slot(numbers, {k: v[: len(numbers)] for k, v in buffer.fields.items()}, buffer))
-            full.put(None)
-        except BaseException as e:
-            full.put(e)
+            pool.shutdown(cancel_futures=True)
