@@ -29,7 +29,7 @@ from jeoparda.config import opt, recipe
 from jeoparda.errors import RecipeError
 from jeoparda.feed.augment import STILL, AugmentRecipe, Draws, draw, still
 from jeoparda.feed.device import Drawn, on_device
-from jeoparda.feed.measure import pace
+from jeoparda.feed.measure import SAMPLE, pace
 from jeoparda.feed.plain import PlainTransform
 from jeoparda.feed.reader import Reader, Ring
 from jeoparda.order import Order
@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # only who asks for DALI loads it
 
 Batch = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
+_NONE = np.empty(0, np.int64)
 
 
 @recipe
@@ -196,13 +197,14 @@ class Feed:
     def __iter__(self) -> Iterator[Batch]:
         make = {"dali": self._dali, "plain": self._plain, "raw": self._raw, "synthetic": self._synthetic}[self.kind]
         steps = range(self.step, self.plan.order.steps)
-        with closing(make([self.plan.batch(self.epoch, s) for s in steps])) as batches:
+        with closing(make(steps)) as batches:
             for step in steps:
                 before = time.perf_counter()
                 batch = next(batches)
                 self.waited_s += time.perf_counter() - before
                 self.step = step + 1
                 yield batch
+            next(batches, None)  # it ends by itself, and keeps what serves the next epoch
         self.epoch, self.step = self.epoch + 1, 0
 
     def _draw(self, numbers: np.ndarray) -> Draws:
@@ -220,43 +222,47 @@ class Feed:
         return {name: x for name, x in images.items() if x is not None} | {"labels": labels, "number": number}
 
     @contextmanager
-    def _reading(self, batches: list[np.ndarray]) -> Iterator[tuple[Ring, Drawn]]:
+    def _reading(self, steps: range) -> Iterator[tuple[Ring, Drawn]]:
         """The ring, and its slots with what was drawn for each."""
         with self._reader.opened():
             if not self._ring:
-                self._ring = self._measured(batches)
-            with closing(self._ring.read(batches)) as slots:
+                self._ring = self._measured(steps)
+            with closing(self._ring.read(self._numbers(steps))) as slots:
                 yield self._ring, ((s, self._draw(s.numbers)) for s in slots)
 
-    def _measured(self, batches: list[np.ndarray]) -> Ring:
+    def _numbers(self, steps: range) -> Iterator[np.ndarray]:
+        return (self.plan.batch(self.epoch, step) for step in steps)
+
+    def _measured(self, steps: range) -> Ring:
         threads, self._ahead = self._recipe.threads, self._recipe.ahead
         if not (threads and self._ahead):
-            measured = pace(self._reader, np.concatenate([*batches, np.empty(0, np.int64)]), self.plan.largest)
+            first = steps[: -(-SAMPLE // self.plan.largest)]
+            measured = pace(self._reader, np.concatenate([*self._numbers(first), _NONE]), self.plan.largest)
             threads, self._ahead = threads or measured.threads, self._ahead or measured.ahead
         # one buffer is with the consumer, one is being filled
         return Ring(self._reader, self.plan.largest, self._ahead + 2, threads, pinned=self._device.type == "cuda")
 
-    def _raw(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
-        with self._reading(batches) as (ring, drawn):
+    def _raw(self, steps: range) -> Generator[Batch, None, None]:
+        with self._reading(steps) as (ring, drawn):
             for numbers, _, fields in on_device(ring, drawn, self._device):
                 yield self._batch(numbers, still(len(numbers)), **fields)
 
-    def _plain(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+    def _plain(self, steps: range) -> Generator[Batch, None, None]:
         transform = PlainTransform(self.groups, self.mean, self.std, self._augment.crop_px)
-        with self._reading(batches) as (ring, drawn):
+        with self._reading(steps) as (ring, drawn):
             for numbers, draws, fields in on_device(ring, drawn, self._device):
                 image, mask = transform(fields, draws)
                 yield self._batch(numbers, draws, image=image, mask=mask)
 
-    def _dali(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+    def _dali(self, steps: range) -> Generator[Batch, None, None]:
         from jeoparda.feed import dali
 
-        if not batches:
+        if not steps:
             return
-        with self._reading(batches) as (ring, drawn):
+        with self._reading(steps) as (ring, drawn):
             line, self._line = self._line, None  # kept only if it ends empty
             if line is None:
-                deep = min(self._ahead, len(batches))
+                deep = min(self._ahead, len(steps))
                 line = dali.Line(self._work(dali.Work), self.plan.largest, deep, self._cores)
             for numbers, draws, image, mask in line.images(ring, drawn):
                 yield self._batch(numbers, draws, image=image, mask=mask)
@@ -277,11 +283,11 @@ class Feed:
             device=self._device,
         )
 
-    def _synthetic(self, batches: list[np.ndarray]) -> Generator[Batch, None, None]:
+    def _synthetic(self, steps: range) -> Generator[Batch, None, None]:
         side = self._augment.crop_px or self.size_px
         noise = torch.randn(self.plan.largest, len(self.bands), side, side, device=self._device)
         k = self._store.info.layout.mask_px // self.size_px
         mask = torch.zeros(self.plan.largest, side * k, side * k, dtype=torch.uint8, device=self._device) if k else None
-        for numbers in batches:
+        for numbers in self._numbers(steps):
             n = len(numbers)
             yield self._batch(numbers, still(n), image=noise[:n], mask=None if mask is None else mask[:n])

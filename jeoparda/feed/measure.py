@@ -13,9 +13,10 @@ import numpy as np
 from jeoparda.feed.reader import Reader
 
 _THREADS = (1, 2, 4, 8, 16)
-_SAMPLE = 32  # patches at a time, each read for the first time, as it may be cold
+_AT_ONCE = 32  # patches, each read for the first time, as it may be cold
 _LONG_ENOUGH_S = 0.02  # for each number of threads
-_MOST = 8  # samples for each number of threads
+_MOST = 8  # such samples for each number of threads
+SAMPLE = _AT_ONCE * _MOST * len(_THREADS)  # patches that a measurement takes at the most
 _ENOUGH = 0.9  # of the best rate: fewer threads leave more to others
 _AHEAD = 2, 8  # batches, at least and at most
 
@@ -37,7 +38,7 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     """
     if not len(numbers):  # a rank may have no patch
         return Pace(_THREADS[0], _AHEAD[0], {})
-    sample = min(_SAMPLE, max(1, len(numbers) // len(_THREADS)))
+    sample = min(_AT_ONCE, max(1, len(numbers) // len(_THREADS)))
     samples = iter([numbers[i : i + sample] for i in range(0, len(numbers), sample)])
     most = max(1, min(_MOST, len(numbers) // sample // len(_THREADS)))
     buffer = reader.buffer(sample)

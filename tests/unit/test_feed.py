@@ -288,3 +288,25 @@ def test_the_pace_is_the_fewest_threads_that_are_fast_enough(store):
 def test_threads_and_ahead_of_the_recipe_are_taken(store, monkeypatch):
     monkeypatch.setattr(feed, "pace", lambda *_: pytest.fail("was measured"))
     epoch(make(store, threads=3, ahead=2))
+
+
+@pytest.mark.needs("dali")
+def test_one_pipeline_serves_all_epochs(store, monkeypatch):
+    from jeoparda.feed import dali
+
+    built = []
+    build = dali.build
+    monkeypatch.setattr(dali, "build", lambda *a: built.append(a) or build(*a))
+    f = make(store, "dali", batch=6, ahead=2)
+    for _ in range(3):
+        epoch(f)
+    assert len(built) == 1
+    batches = iter(f)  # one that is left in the middle of an epoch has batches in it: it is not used again
+    next(batches)
+    batches.close()
+    f.restore({"epoch": 3, "step": 0})
+    again, plain = epoch(f), make(store, "plain", batch=6)
+    plain.restore({"epoch": 3, "step": 0})
+    for a, b in zip(again, epoch(plain), strict=True):
+        np.testing.assert_allclose(a["image"], b["image"], atol=1e-5)
+    assert len(built) == 2
