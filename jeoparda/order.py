@@ -6,11 +6,13 @@ So any slice of any epoch costs only that slice, no two library versions disagre
 permutation than the rest.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 _ROUNDS = 6
+_TOGETHER = 64  # steps
 _FIRST = 0xF1257  # keeps this draw apart from the permutation's
 
 
@@ -85,12 +87,26 @@ class Order:
 
     def global_batch(self, epoch: int, step: int) -> np.ndarray:
         """(batch,) int64: the sample numbers of one step over all ranks."""
-        positions = np.arange(*self.bounds(step), dtype=np.int64)
-        return self._shuffled(positions, epoch) if self.shuffle else positions
+        return self._at(epoch, *self.bounds(step))
 
     def rank_batch(self, epoch: int, step: int, rank: int, size: int) -> np.ndarray:
         """(share,) int64: what rank `rank` of `size` takes of the step."""
-        whole = self.global_batch(epoch, step)
+        return self._share(self.global_batch(epoch, step), rank, size)
+
+    def rank_batches(self, epoch: int, steps: range, rank: int, size: int) -> Iterator[np.ndarray]:
+        """The same for consecutive steps, one after the other; a step by itself takes as long as many together."""
+        for k in range(0, len(steps), _TOGETHER):
+            bounds = [self.bounds(step) for step in steps[k : k + _TOGETHER]]
+            start = bounds[0][0]
+            found = self._at(epoch, start, bounds[-1][1])
+            yield from (self._share(found[first - start : last - start], rank, size) for first, last in bounds)
+
+    def _at(self, epoch: int, first: int, last: int) -> np.ndarray:
+        """The samples of positions `first` to `last` of the epoch."""
+        positions = np.arange(first, last, dtype=np.int64)
+        return self._shuffled(positions, epoch) if self.shuffle else positions
+
+    def _share(self, whole: np.ndarray, rank: int, size: int) -> np.ndarray:
         units = -(-len(whole) // self.unit)
         return whole[rank * units // size * self.unit : (rank + 1) * units // size * self.unit]
 

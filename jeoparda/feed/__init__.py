@@ -99,8 +99,8 @@ class Plan:
     rank: int
     size: int
 
-    def batch(self, epoch: int, step: int) -> np.ndarray:
-        return self.numbers[self.order.rank_batch(epoch, step, self.rank, self.size)]
+    def batches(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
+        return (self.numbers[own] for own in self.order.rank_batches(epoch, steps, self.rank, self.size))
 
     @property
     def largest(self) -> int:
@@ -231,7 +231,7 @@ class Feed:
                 yield self._ring, ((s, self._draw(s.numbers)) for s in slots)
 
     def _numbers(self, steps: range) -> Iterator[np.ndarray]:
-        return (self.plan.batch(self.epoch, step) for step in steps)
+        return self.plan.batches(self.epoch, steps)
 
     def _measured(self, steps: range) -> Ring:
         threads, self._ahead = self._recipe.threads, self._recipe.ahead

@@ -51,6 +51,24 @@ def test_every_sample_once_an_epoch_whatever_the_ranks(count, steps, size, seed,
     assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(count))
 
 
+@given(
+    count=counts,
+    steps=st.integers(1, 300),
+    size=st.integers(1, 4),
+    block=st.integers(1, 9),
+    unit=st.integers(1, 2),
+    first=st.integers(0, 300),
+)
+@settings(max_examples=60, deadline=None)
+def test_steps_together_are_the_steps_one_by_one(count, steps, size, block, unit, first):
+    o = Order(count, -(-count // steps), 5, block=block, unit=unit)
+    wanted = range(o.steps)[first:]
+    for rank in range(size):
+        together = list(o.rank_batches(2, wanted, rank, size))
+        assert len(together) == len(wanted)
+        assert all(np.array_equal(a, o.rank_batch(2, s, rank, size)) for a, s in zip(together, wanted, strict=True))
+
+
 def test_no_state_of_numpy_or_of_the_past_matters():
     o = Order(1000, 64, 5)
     np.random.seed(0)
