@@ -46,14 +46,14 @@ import os, runpy, sys, time
 from pathlib import Path
 import jeoparda.feed.reader as reader
 
-how, run, read, calls = sys.argv.pop(1), Path(sys.argv.pop(1)), reader.Reader.read, []
+how, run, read, calls = sys.argv.pop(1), Path(sys.argv.pop(1)), reader.Reader._read_runs, []
 
-def disturbed(self, numbers, *rest):
+def disturbed(self, work, runs):
     calls.append(1)
     if len(calls) == 3:
         while not (run / "checkpoints" / "00000002.pt").exists():
             time.sleep(0.01)
-        store, first = self._store, int(numbers[0])
+        store, first = self._store, work.numbers[0]
         path, at = store.paths[store.shard_of[first]], int(store.offset_of[first])
         print(f"{how}: {path.name} patch {first}", flush=True)
         if how == "vanished":
@@ -66,10 +66,10 @@ def disturbed(self, numbers, *rest):
                 wrong = bytes(255 - b for b in f.read(4))
                 f.seek(at + 1000)
                 f.write(wrong)
-    return read(self, numbers, *rest)
+    return read(self, work, runs)
 
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
-    reader.Reader.read = disturbed
+    reader.Reader._read_runs = disturbed
 sys.argv[0] = "jeoparda"
 runpy.run_module("jeoparda", run_name="__main__")
 """
