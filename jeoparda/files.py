@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
+
 from jeoparda.errors import DiskError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -65,13 +67,13 @@ def clear_drafts(folder: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    """Ended processes linger as zombies where a container's first process reaps none; they write no more."""
+    if not psutil.pid_exists(pid):
         return False
-    except PermissionError:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:  # another user's, hidden from this one
         return True
-    return True
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_ingest import content
+from tests.unit.test_ingest import Content, content
 
 RECIPE = "{{archive: {archive}, store: {store}, patches_per_shard: 3, split: {{block_m: 1200, val: 0.25, test: 0.25}}}}"
 
@@ -22,7 +22,7 @@ def recipe(tiny_archive, tmp_path):
 
 
 @pytest.fixture
-def truth(tiny_archive, tmp_path_factory, cli) -> dict[str, bytes]:
+def truth(tiny_archive, tmp_path_factory, cli) -> Content:
     """The store by one process."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "r.yaml").write_text(RECIPE.format(archive=tiny_archive, store=folder / "store"))

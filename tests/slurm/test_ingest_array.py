@@ -15,7 +15,7 @@ from jeoparda.ingest import IngestRecipe, run
 from jeoparda.store import Store
 from tests.conftest import ROOT
 from tests.slurm.conftest import Cluster
-from tests.unit.test_ingest import content
+from tests.unit.test_ingest import Content, content
 
 pytestmark = pytest.mark.needs("slurm")
 PARTS, ENDED = 4, ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
@@ -29,7 +29,7 @@ def given(tiny_archive) -> dict:
 
 
 @pytest.fixture
-def truth(given, tmp_path_factory) -> dict[str, bytes]:
+def truth(given, tmp_path_factory) -> Content:
     """The store by one process."""
     store = tmp_path_factory.mktemp("one") / "store"
     run(check(IngestRecipe, given | {"store": store, "workers": 1}), lambda _: None)

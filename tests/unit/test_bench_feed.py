@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.feed import measure, peers
 from benchmarks.feed.loaders import AUGMENT, STILL, Collate, Image, Patches, copies, feed, reads, sequential
-from benchmarks.feed.measure import compare, cpu_s, disk, drop, ratio, resident, table, warm
+from benchmarks.feed.measure import Turn, compare, cpu_s, disk, drop, ratio, resident, table, warm
 from benchmarks.feed.stores import write
 from jeoparda.sensors import SENTINEL_2_L2A
 from jeoparda.store import Layout, Store, group_records
@@ -144,20 +144,26 @@ import time, numpy as np
 from benchmarks.feed.measure import serve
 def epoch():
     for _ in range(4):
-        time.sleep({})
+        time.sleep(0.01)
         yield {{"labels": range(8), "x": np.zeros((8, {}))}}
 serve(epoch)
 """
 
 
-def test_rates_are_compared_round_by_round(store, monkeypatch):
-    monkeypatch.setattr(measure, "WARM_S", 0.1)
-    commands = {n: (sys.executable, "-c", CODE.format(s, 3)) for n, s in (("fast", 0.02), ("slow", 0.06))}
-    turns = compare(commands, [store.folder], False, 3, ("fast", "slow"))
-    assert 2.2 < ratio(turns, "fast", "slow") < 3.2
-    assert [len(v["rounds"]) for v in table(turns).values()] == [3, 3]
-    commands["slow"] = (sys.executable, "-c", CODE.format(0.01, 4))
-    with pytest.raises(SystemExit, match=r"fast delivers .*3.* slow delivers .*4"):
-        compare(commands, [store.folder], False, 1, ("fast", "slow"))
+def test_rates_are_compared_round_by_round():
+    rates = {"fast": (600, 90, 300), "slow": (200, 45, 10)}  # the machine was slower in the second round
+    turns = {name: [Turn(rate, 5.0, {}) for rate in found] for name, found in rates.items()}
+    assert ratio(turns, "fast", "slow") == 3
+    assert table(turns)["fast"] == {"patches_per_s": 300, "cpu_us_per_patch": 5, "rounds": [600, 90, 300]}
+
+
+def test_contenders_take_turns(store, monkeypatch):
+    monkeypatch.setattr(measure, "WARM_S", 0.05)
+    commands = {n: (sys.executable, "-c", CODE.format(size)) for n, size in (("one", 3), ("same", 3), ("other", 4))}
+    turns = compare(commands, [store.folder], False, 3, ("one", "same"))
+    assert {name: len(found) for name, found in turns.items()} == {"one": 3, "same": 3, "other": 3}
+    assert all(0 < t.patches_per_s <= 8 / 0.01 and t.cpu_us >= 0 for found in turns.values() for t in found)
+    with pytest.raises(SystemExit, match=r"one delivers .*3.* other delivers .*4"):
+        compare(commands, [store.folder], False, 1, ("one", "other"))
     with pytest.raises(SystemExit, match="ended with exit code 3"):
-        compare({"fast": (sys.executable, "-c", "import sys; sys.exit(3)")}, [store.folder], False, 1)
+        compare({"one": (sys.executable, "-c", "import sys; sys.exit(3)")}, [store.folder], False, 1)

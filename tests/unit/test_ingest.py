@@ -14,6 +14,7 @@ import pytest
 import rasterio
 
 from jeoparda.errors import ArchiveError, RecipeError, StoreError
+from jeoparda.files import sha256
 from jeoparda.ingest import IngestRecipe, SplitRecipe, run
 from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
 from jeoparda.ingest.upkeep import verify
@@ -33,10 +34,13 @@ def ingest(archive: Path, store: Path, **more) -> tuple[Store, list[str]]:
     return Store(store), said
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too, but the journal, which tells the time."""
+Content = dict[str, tuple[int, str]]
+
+
+def content(folder: Path) -> Content:
+    """(size, digest) of every file, hidden ones too, but the journal, which tells the time."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.parent.name != "journal")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+    return {str(p.relative_to(folder)): (p.stat().st_size, sha256(p)) for p in files}
 
 
 def truth(archive: Path) -> dict[str, dict]:

@@ -20,7 +20,7 @@ from jeoparda.ingest.upkeep import repair
 from jeoparda.store import Store, StoreInfo
 from tests.archive import make_archive
 from tests.conftest import JEOPARDA, environment
-from tests.unit.test_ingest import content
+from tests.unit.test_ingest import Content, content
 from tests.unit.test_upkeep import flip
 
 PAGE = 4096
@@ -63,7 +63,7 @@ def given(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def truth(given, tmp_path_factory) -> dict[str, bytes]:
+def truth(given, tmp_path_factory) -> Content:
     store = tmp_path_factory.mktemp("truth") / "store"
     ingest(given, store)
     return content(store)
@@ -73,13 +73,13 @@ def ingest(given: dict, store: Path) -> None:
     run(check(IngestRecipe, {**given, "store": store, "workers": 1}), lambda _: None)
 
 
-def partial(store: Path, truth: dict[str, bytes]) -> list[str]:
+def partial(store: Path, truth: Content) -> list[str]:
     """What is there by its name, hidden or not, and is not byte for byte what it is to be."""
     there = content(store) if store.exists() else {}
     return [name for name, held in there.items() if truth.get(name) != held]
 
 
-def outcomes(disk: Disk, given: dict, truth: dict[str, bytes], limits: list[dict[str, int]]) -> list[OSError]:
+def outcomes(disk: Disk, given: dict, truth: Content, limits: list[dict[str, int]]) -> list[OSError]:
     """Ingest under each limit, from scratch, and then without one. The errors that are not meant for a user."""
     raw, clear = [], []
     for limit in limits:
@@ -100,9 +100,9 @@ def outcomes(disk: Disk, given: dict, truth: dict[str, bytes], limits: list[dict
     return raw
 
 
-def pages(truth: dict[str, bytes]) -> list[dict[str, int]]:
+def pages(truth: Content) -> list[dict[str, int]]:
     """Sizes from nothing to enough: closely at the ends, where the plan, the journal and store.json are written."""
-    least = sum(-(-len(held) // PAGE) for held in truth.values())
+    least = sum(-(-size // PAGE) for size, _ in truth.values())
     wanted = [*range(1, 6), *range(6, least - 4, 23), *range(least - 4, least + 6)]
     return [{"size": n * PAGE} for n in wanted]
 
