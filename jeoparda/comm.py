@@ -155,8 +155,11 @@ def device_of(comm: Comm) -> torch.device:
 
 
 def cores_of(comm: Comm) -> int:
-    """This rank's share of the cores that it may use."""
-    return max(1, len(os.sched_getaffinity(0)) // comm.local_size)
+    """This rank's share of the cores that it may use; collective. A rank bound to cores of its own shares them with
+    nobody, others share them all."""
+    mine = os.sched_getaffinity(0)
+    ranks = comm.gather((socket.gethostname(), mine), "cores")
+    return max(1, len(mine) // sum(host == socket.gethostname() and bool(mine & cores) for host, cores in ranks))
 
 
 class _SyncNorm(torch.autograd.Function):

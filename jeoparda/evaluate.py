@@ -2,7 +2,8 @@
 
 import base64
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +13,9 @@ from torch import nn
 
 from jeoparda import checkpoint, losses
 from jeoparda.comm import Backend, Comm, cores_of, device_of
-from jeoparda.config import REQUIRED, as_dict, check, opt, recipe
+from jeoparda.config import REQUIRED, check, opt, recipe
 from jeoparda.errors import CheckpointError, RecipeError
-from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.feed import Feed, FeedRecipe, Plan, check_images
 from jeoparda.files import whole
 from jeoparda.metrics import MultilabelScore, multilabel
 from jeoparda.models import ModelRecipe, build
@@ -94,12 +95,15 @@ def run(r: EvaluateRecipe, comm: Comm) -> dict[str, Any]:
     store = Store(r.store)
     trained = load(r.run, r.checkpoint)
     _check_fit(trained, store)
+    check_images(r.feed)
     if r.feed.bands:
         raise RecipeError(f"feed.bands = {list(r.feed.bands)}: the run's bands are taken, {', '.join(trained.bands)}")
+    if r.feed.stage != "none" or r.feed.journal:
+        raise RecipeError("feed.stage, feed.journal: are of training, which reads a store many times; leave them out")
     chosen = store.split(r.split)
     plan = Plan(Order(len(chosen), r.batch, 0, shuffle=False), chosen, comm.rank, comm.size)
     device = device_of(comm)
-    how = check(FeedRecipe, as_dict(r.feed) | {"bands": list(trained.bands)})
+    how = replace(r.feed, bands=trained.bands)  # type: ignore[type-var]  # mypy does not see through `recipe`
     feed = Feed(store, plan, how, False, store.labels, _statistics(trained), device, cores_of(comm))
     numbers, scores, loss = infer(trained.model.to(device), feed, device, comm)
     threshold = trained.about["threshold"]
@@ -134,15 +138,23 @@ def _statistics(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_fit(trained: Trained, store: Store) -> None:
+    there = _grids(map(asdict, store.info.groups))
+    others = {band: grid for band, grid in _grids(trained.about["groups"]).items() if there.get(band) != grid}
     pairs = (
         ("bands", trained.bands, tuple(b for b in store.info.bands if b in trained.bands)),
         ("classes", tuple(trained.about["classes"]), store.info.classes),
         ("sensor", trained.about["sensor"], store.info.sensor),
         ("unit", trained.about["unit"], store.info.unit),
+        ("pixels", others, {band: there.get(band) for band in others}),
     )
     for what, has, wants in pairs:
         if has != wants:
             raise CheckpointError(f"{trained.path}: its {what} are {has}, the store {store.folder} has {wants}")
+
+
+def _grids(groups: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Of each band: which pixels it comes in."""
+    return {band: f"{g['size_px']} px of {g['pixel_m']} m, {g['dtype']}" for g in groups for band in g["bands"]}
 
 
 def _per_class(figures: MultilabelScore, store: Store) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _ROUNDS = 6
+_BITS = 0xFFFFFFFFFFFFFFFF  # of 64
 _TOGETHER = 64  # steps
 _FIRST = 0xF1257  # keeps this draw apart from the permutation's
 
@@ -26,10 +27,13 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 def key(*parts: int) -> np.uint64:
     """One uint64 from several integers, order-sensitive."""
-    h = np.zeros(1, dtype=np.uint64)
-    for part in parts:
-        h = mix(h ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    return h[0]
+    h = 0
+    for part in parts:  # `mix` in plain integers: ten times as fast as arrays of one, and a batch wants dozens
+        x = ((h ^ part & _BITS) + 0x9E3779B97F4A7C15) & _BITS
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & _BITS
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & _BITS
+        h = x ^ x >> 31
+    return np.uint64(h)
 
 
 def permute(index: np.ndarray, count: int, secret: np.uint64) -> np.ndarray:

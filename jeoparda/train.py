@@ -23,7 +23,7 @@ from jeoparda.comm import Backend, Comm, cores_of, device_of, synchronise_norm
 from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
 from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped, StoreError
 from jeoparda.evaluate import infer
-from jeoparda.feed import Batch, Feed, FeedRecipe, Plan
+from jeoparda.feed import Batch, Feed, FeedRecipe, Plan, check_images
 from jeoparda.feed.seen import SeenWriter, starts
 from jeoparda.feed.stage import Stage
 from jeoparda.files import whole
@@ -173,8 +173,8 @@ def _how_to_go_on(run: Path) -> Iterator[None]:
     try:
         yield
     except StoreError as e:
-        found = checkpoint.newest(run)
-        after = f"goes on after step {int(found[0].stem)}, its last checkpoint" if found else "begins anew"
+        last = max((int(path.stem) for path in (run / "checkpoints").glob("[0-9]*.pt")), default=None)
+        after = "begins anew" if last is None else f"goes on after step {last}, its last checkpoint"
         raise StoreError(f"{e}; then start the run again: it {after}") from e
 
 
@@ -265,9 +265,9 @@ def _agree(t: Training, loss_sum: float) -> str:
 
 
 def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRequest) -> Training:
+    check_images(r.feed)
     device, cores = device_of(comm), cores_of(comm)
-    if r.feed.kind == "raw":
-        raise RecipeError("feed.kind = raw: a network takes images; take auto, dali or plain")
+    path_of = None if r.feed.stage == "none" else stage.path
     feeds = {}
     for split in ("train", "val"):
         numbers, train = store.split(split), split == "train"
@@ -275,14 +275,14 @@ def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopR
         order = Order(len(numbers), r.batch, r.seed, shuffle=train, block=r.feed.block, unit=unit)
         labels = _shuffled(store, numbers, r.seed) if r.control != "none" and train else store.labels
         plan = Plan(order, numbers, comm.rank, comm.size)
-        feeds[split] = Feed(store, plan, r.feed, train, labels, device=device, cores=cores, path_of=stage.path)
+        feeds[split] = Feed(store, plan, r.feed, train, labels, device=device, cores=cores, path_of=path_of)
     order = feeds["train"].plan.order
     if order.count // order.steps <= (comm.size - 1) * order.unit:  # the smallest step
         raise RecipeError(
             f"batch = {r.batch} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks"
         )
     torch.manual_seed(r.seed)
-    model = build(r.model, len(feeds["train"].bands), len(store.info.classes))
+    model = build(r.model, len(feeds["train"].layout.bands), len(store.info.classes))
     if r.norm == "synchronised":
         synchronise_norm(model, comm)
     # weights stay row-major: Horovod reduces nothing else; images come channels-last
@@ -320,6 +320,7 @@ def _identity(r: TrainRecipe) -> dict[str, Any]:
     for name in ("run", "store", "comm", "checkpoint"):
         del d[name]
     d["feed"] = {name: d["feed"][name] for name in ("augment", "bands", "block")}
+    d["feed"]["synthetic"] = r.feed.kind == "synthetic"  # the other kinds give the same
     return d
 
 
@@ -340,11 +341,11 @@ def _save(t: Training) -> None:
             "jeoparda": __version__,
             "store": t.store.digest,
             "sensor": info.sensor,
-            "groups": [asdict(g) | {"bands": list(g.bands)} for g in t.feed.groups],
+            "groups": [asdict(g) | {"bands": list(g.bands)} for g in t.feed.layout.groups],
             "mean": t.feed.mean.tolist(),
             "std": t.feed.std.tolist(),
             "unit": info.unit,
-            "rgb": list(info.rgb) if {*info.rgb} <= {*t.feed.bands} else [],
+            "rgb": list(info.rgb) if {*info.rgb} <= {*t.feed.layout.bands} else [],
             "nomenclature": info.nomenclature,
             "classes": list(info.classes),
             "colors": [list(c) for c in info.colors],
@@ -370,7 +371,7 @@ def _resume(t: Training) -> None:
     state = t.comm.broadcast(found[1] if found else None, "train.resume")
     if state is None:
         return
-    was, now = _flat(state["recipe"]), _flat(_identity(t.r))
+    was, now = {"feed.synthetic": False} | _flat(state["recipe"]), _flat(_identity(t.r))
     changed = [f"{k}: was {was.get(k)}, now {now.get(k)}" for k in sorted(was | now) if was.get(k) != now.get(k)]
     if state["about"]["store"] != t.store.digest:
         changed.append("the store's content")
@@ -413,7 +414,7 @@ def _describe(t: Training) -> dict[str, Any]:
         "store": str(t.r.store),
         "store_digest": t.store.digest,
         "classes": list(t.store.info.classes),
-        "bands": list(t.feed.bands),
+        "bands": list(t.feed.layout.bands),
         "train_patches": t.feed.plan.order.count,
         "val_patches": t.val.plan.order.count,
         "model": t.r.model.name,

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ asked = click.option("--set", "given", multiple=True, help="KEY=VALUE of the fee
 @click.group()
 def main() -> None:
     """Measure one thing."""
+
+
+def benchmark(patches: int) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that is asked for nothing but a number of patches and the feed's recipe."""
+    size = click.option("--patches", default=patches)
+    return lambda measure: main.command()(size(asked(measure)))
 
 
 def _answer(value: float, **about: Any) -> None:
@@ -64,35 +71,27 @@ def _against_the_loader(store: Path, feed: dict[str, Any], work: dict[str, Any],
     _answer(ratios["warm"], **about, disk=disk(store))
 
 
-@main.command()
-@click.option("--patches", default=PATCHES)
-@asked
+@benchmark(PATCHES)
 def raw(patches: int, given: tuple[str, ...]) -> None:
     """Native uint16 batches, what goes to a GPU: the feed over a DataLoader with two workers, both unnormalised."""
     _against_the_loader(stores.native(patches), {"kind": "raw"}, {"as": "raw"}, given)
 
 
-@main.command()
-@click.option("--patches", default=PATCHES // 2)
-@asked
+@benchmark(PATCHES // 2)
 def float32(patches: int, given: tuple[str, ...]) -> None:
     """Normalised float32 batches of 64 x 12 x 120 x 120 from bands of one size, unaugmented."""
     feed = {"kind": "dali", "augment": STILL}
     _against_the_loader(stores.flat(patches), feed, {"as": "image", "augment": STILL}, given)
 
 
-@main.command()
-@click.option("--patches", default=PATCHES)
-@asked
+@benchmark(PATCHES)
 def augmented(patches: int, given: tuple[str, ...]) -> None:
     """Native bands upsampled, normalised and given every augmentation there is, by both."""
     feed = {"kind": "dali", "augment": AUGMENT}
     _against_the_loader(stores.native(patches), feed, {"as": "image", "augment": AUGMENT}, given)
 
 
-@main.command()
-@click.option("--patches", default=PATCHES)
-@asked
+@benchmark(PATCHES)
 def floor(patches: int, given: tuple[str, ...]) -> None:
     """Raw batches over the copying of the same bytes from memory to memory by two threads, in the same order.
 
@@ -105,9 +104,7 @@ def floor(patches: int, given: tuple[str, ...]) -> None:
     _answer(ratios["copies"], ratios=ratios, rates={"warm": table(turns)})
 
 
-@main.command()
-@click.option("--patches", default=PATCHES)
-@asked
+@benchmark(PATCHES)
 def cold(patches: int, given: tuple[str, ...]) -> None:
     """Raw batches, no page of the store in the cache, over reading the same files from end to end.
 

@@ -30,10 +30,11 @@ from jeoparda.errors import RecipeError
 from jeoparda.feed.augment import STILL, AugmentRecipe, Draws, draw, still
 from jeoparda.feed.device import Drawn, on_device
 from jeoparda.feed.measure import SAMPLE, pace
+from jeoparda.feed.place import Kind
 from jeoparda.feed.plain import PlainTransform
 from jeoparda.feed.reader import Reader, Ring
 from jeoparda.order import Order
-from jeoparda.store import Group, Store, StoreInfo
+from jeoparda.store import Layout, Store, StoreInfo
 
 if TYPE_CHECKING:  # only who asks for DALI loads it
     from jeoparda.feed import dali
@@ -57,7 +58,7 @@ class FeedRecipe:
     ahead: int = opt(0, "batches in work ahead of the consumer; 0: by the same measurement", "batches", ge=0)
     check: Literal["first", "never"] = opt("first", "a patch's checksum is compared when a process first reads it")
     block: int = opt(1, "patches that stay together in the order, for long reads; 1: every patch by itself", ge=1)
-    stage: Literal["none", "shm", "local"] = opt(
+    stage: Kind = opt(
         "none", "copy shards to the node while the first epoch runs; shm: its memory, local: its own disk"
     )
     stage_folder: Path | None = opt(None, "folder on the node's disk; null: SLURM_TMPDIR or TMPDIR")
@@ -76,18 +77,24 @@ def resolve(r: FeedRecipe) -> str:
     return ("dali" if there else "plain") if r.kind == "auto" else r.kind
 
 
-def chosen(info: StoreInfo, wanted: tuple[str, ...]) -> tuple[Group, ...]:
-    """The store's groups with the bands that are wanted, by name or by group, in the store's order. RecipeError."""
+def check_images(r: FeedRecipe) -> None:
+    """RecipeError for a feed that gives a network nothing to look at."""
+    if r.kind == "raw":
+        raise RecipeError("feed.kind = raw: a network takes images; take auto, dali or plain")
+
+
+def chosen(info: StoreInfo, wanted: tuple[str, ...]) -> Layout:
+    """The store's layout with only the bands that are wanted, by name or by group, in its order. RecipeError."""
     known = {*info.bands, *(g.name for g in info.groups)}
     if unknown := [b for b in wanted if b not in known]:
         names = ", ".join([*(g.name for g in info.groups), *info.bands])
         raise RecipeError(f"feed.bands: the store has no {unknown[0]!r}; it has {names}")
     if not wanted:
-        return info.groups
+        return info.layout
     cut = (
         dataclasses.replace(g, bands=tuple(b for b in g.bands if b in wanted or g.name in wanted)) for g in info.groups
     )
-    return tuple(g for g in cut if g.bands)
+    return dataclasses.replace(info.layout, groups=tuple(g for g in cut if g.bands))
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class Plan:
 
 
 class Feed:
-    """A plan's batches, by DALI or by torch. groups: of the bands of an image. mean, std: (band,) that they are
+    """A plan's batches, by DALI or by torch. layout: of the bands of an image. mean, std: (band,) that they are
     normalised by. waited_s: how long the consumer has waited for data."""
 
     def __init__(
@@ -135,52 +142,42 @@ class Feed:
                 f"{store.folder}: holds series of {info.layout.dates} dates; this feed takes single images"
             )
         self.kind = resolve(r)
-        self.groups = chosen(info, r.bands)
+        self.layout = chosen(info, r.bands)
         self.plan = plan
         self.epoch = self.step = 0
         self.waited_s = 0.0
         self._store, self._recipe, self._device, self._cores = store, r, device, cores
-        kept = [info.bands.index(b) for b in self.bands]
+        kept = [info.bands.index(b) for b in self.layout.bands]
         self.mean, self.std = statistics or tuple(v[kept] for v in store.statistics())
         if len(self.mean) != len(kept):
             raise ValueError(f"statistics of {len(self.mean)} bands for a feed of {len(kept)}")
-        self._augment = r.augment if train else STILL
-        self._labels = torch.from_numpy(labels).to(torch.float32)
+        self._augment = r.augment if train and self.kind in ("dali", "plain") else STILL
+        self._labels = labels
         others = ("mask",) if info.layout.mask_px else ()
-        self._reader = Reader(store, self.groups, others, r.check == "first", path_of)
+        self._reader = Reader(store, self.layout.groups, others, r.check == "first", path_of)
         self._ring: Ring | None = None  # made once: buffers are large
         self._ahead = 0
         self._line: dali.Line | None = None
         self._refuse_misfits()
 
     @property
-    def bands(self) -> tuple[str, ...]:
-        """Of an image, in order."""
-        return tuple(b for g in self.groups for b in g.bands)
-
-    @property
-    def size_px(self) -> int:
-        """Side of a whole image, on the finest grid of its bands."""
-        return self.groups[0].size_px
-
-    @property
     def step_px(self) -> int:
         """The pixels of all bands begin together every so many px of the finest."""
-        return math.lcm(*(self.size_px // g.size_px for g in self.groups))
+        return math.lcm(*(self.layout.size_px // g.size_px for g in self.layout.groups))
 
     def _refuse_misfits(self) -> None:
-        a, mask_px = self._augment, self._store.info.layout.mask_px
-        if a.crop_px > self.size_px:
-            raise RecipeError(f"feed.augment.crop_px = {a.crop_px}: patches are {self.size_px} px; take at most that")
+        a, size_px, mask_px = self._augment, self.layout.size_px, self.layout.mask_px
+        if a.crop_px > size_px:
+            raise RecipeError(f"feed.augment.crop_px = {a.crop_px}: patches are {size_px} px; take at most that")
         if a.crop_px % self.step_px:
             less = a.crop_px // self.step_px * self.step_px
             raise RecipeError(
                 f"feed.augment.crop_px = {a.crop_px}: is no whole number of pixels of every band; take "
                 + " or ".join(str(px) for px in (less, less + self.step_px) if px)
             )
-        if a.crop_px and mask_px % self.size_px:
+        if a.crop_px and mask_px % size_px:
             raise RecipeError(
-                f"feed.augment.crop_px = {a.crop_px}: masks of {mask_px} px are no multiple of {self.size_px}, so "
+                f"feed.augment.crop_px = {a.crop_px}: masks of {mask_px} px are no multiple of {size_px}, so "
                 "image and mask cannot be cropped alike; take 0"
             )
         if a.mixup and mask_px:
@@ -210,16 +207,18 @@ class Feed:
     def _draw(self, numbers: np.ndarray) -> Draws:
         if self._augment == STILL:
             return still(len(numbers))
-        seed = self.plan.order.seed
-        return draw(self._augment, seed, self.epoch, numbers, self.size_px, len(self.bands), self.step_px)
+        seed, image = self.plan.order.seed, self.layout
+        return draw(self._augment, seed, self.epoch, numbers, image.size_px, len(image.bands), self.step_px)
 
     def _batch(self, numbers: np.ndarray, draws: Draws, **images: torch.Tensor | None) -> Batch:
-        number = torch.from_numpy(numbers)
-        labels = self._labels[number]
+        labels = torch.from_numpy(self._labels[numbers].astype(np.float32))
         if draws.share is not None:
             share = torch.from_numpy(draws.share)[:, None]
             labels = labels * share + labels[torch.from_numpy(draws.partner).long()] * (1 - share)
-        return {name: x for name, x in images.items() if x is not None} | {"labels": labels, "number": number}
+        return {name: x for name, x in images.items() if x is not None} | {
+            "labels": labels,
+            "number": torch.from_numpy(numbers),
+        }
 
     @contextmanager
     def _reading(self, steps: range) -> Iterator[tuple[Ring, Drawn]]:
@@ -244,11 +243,11 @@ class Feed:
 
     def _raw(self, steps: range) -> Generator[Batch, None, None]:
         with self._reading(steps) as (ring, drawn):
-            for numbers, _, fields in on_device(ring, drawn, self._device):
-                yield self._batch(numbers, still(len(numbers)), **fields)
+            for numbers, draws, fields in on_device(ring, drawn, self._device):
+                yield self._batch(numbers, draws, **fields)
 
     def _plain(self, steps: range) -> Generator[Batch, None, None]:
-        transform = PlainTransform(self.groups, self.mean, self.std, self._augment.crop_px)
+        transform = PlainTransform(self.layout.groups, self.mean, self.std, self._augment.crop_px)
         with self._reading(steps) as (ring, drawn):
             for numbers, draws, fields in on_device(ring, drawn, self._device):
                 image, mask = transform(fields, draws)
@@ -263,30 +262,18 @@ class Feed:
             line, self._line = self._line, None  # kept only if it ends empty
             if line is None:
                 deep = min(self._ahead, len(steps))
-                line = dali.Line(self._work(dali.Work), self.plan.largest, deep, self._cores)
+                work = dali.Work(self.layout, self.mean, self.std, self._augment, self._device)
+                line = dali.Line(work, self.plan.largest, deep, self._cores)
             for numbers, draws, image, mask in line.images(ring, drawn):
                 yield self._batch(numbers, draws, image=image, mask=mask)
             if line.ahead == self._ahead:
                 self._line = line
 
-    def _work(self, kind: type["dali.Work"]) -> "dali.Work":
-        a = self._augment
-        return kind(
-            groups=self.groups,
-            mean=self.mean,
-            std=self.std,
-            crop_px=a.crop_px,
-            flips=a.flips,
-            gains=bool(a.jitter or a.drop_bands),
-            mixed=a.mixup > 0,
-            mask_px=self._store.info.layout.mask_px,
-            device=self._device,
-        )
-
     def _synthetic(self, steps: range) -> Generator[Batch, None, None]:
-        side = self._augment.crop_px or self.size_px
-        noise = torch.randn(self.plan.largest, len(self.bands), side, side, device=self._device)
-        k = self._store.info.layout.mask_px // self.size_px
+        image = self.layout
+        side = self._augment.crop_px or image.size_px
+        noise = torch.randn(self.plan.largest, len(image.bands), side, side, device=self._device)
+        k = image.mask_px // image.size_px
         mask = torch.zeros(self.plan.largest, side * k, side * k, dtype=torch.uint8, device=self._device) if k else None
         for numbers in self._numbers(steps):
             n = len(numbers)

@@ -97,8 +97,8 @@ def _pairs(alpha: float, secret: np.uint64, numbers: np.ndarray) -> tuple[np.nda
     sample is read once, by one rank. Mixup: Zhang et al., ICLR 2018."""
     place = np.arange(len(numbers))
     partner = np.minimum(place ^ 1, max(0, len(numbers) - 1))  # an odd last one is mixed with itself
-    share = betaincinv(alpha, alpha, _uniform([secret], numbers)[place & ~1, 0])
-    return share.astype(np.float32), partner.astype(np.int32)
+    share = betaincinv(alpha, alpha, _uniform([secret], numbers[::2])[:, 0])
+    return share.repeat(2)[: len(numbers)].astype(np.float32), partner.astype(np.int32)
 
 
 def _uniform(secrets: list[np.uint64], numbers: np.ndarray) -> np.ndarray:

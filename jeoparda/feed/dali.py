@@ -17,49 +17,42 @@ import torch
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline, do_not_convert
 
-from jeoparda.feed.augment import Draws
+from jeoparda.feed.augment import AugmentRecipe, Draws
 from jeoparda.feed.device import Drawn, own
 from jeoparda.feed.reader import Ring, Slot
 from jeoparda.feed.upsample import Upsample
-from jeoparda.store import Group
+from jeoparda.store import Group, Layout
 
 _TYPES = {"uint8": types.UINT8, "uint16": types.UINT16, "int16": types.INT16, "float32": types.FLOAT}
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a pipeline does. groups: finest first. mean, std: (band,) in digital numbers. gains, mixed: whether the
-    draws have them. mask_px: side of the masks, 0 without. device: where the images are wanted."""
+    """What a pipeline does. layout: of the bands that are wanted. mean, std: (band,) in digital numbers. device: where
+    the images are wanted."""
 
-    groups: tuple[Group, ...]
+    layout: Layout
     mean: np.ndarray
     std: np.ndarray
-    crop_px: int
-    flips: bool
-    gains: bool
-    mixed: bool
-    mask_px: int
+    augment: AugmentRecipe
     device: torch.device
-
-    @property
-    def size_px(self) -> int:
-        return self.groups[0].size_px
 
     def fields(self) -> Iterator[tuple[str, types.DALIDataType, int]]:
         """Name, type and side in px of what a batch is made of."""
-        yield from ((g.name, _TYPES[g.dtype], g.size_px) for g in self.groups)
-        if self.mask_px:
-            yield "mask", types.UINT8, self.mask_px
+        yield from ((g.name, _TYPES[g.dtype], g.size_px) for g in self.layout.groups)
+        if self.layout.mask_px:
+            yield "mask", types.UINT8, self.layout.mask_px
 
     def parts(self) -> Iterator[tuple[Group, slice]]:
         """Each group and its bands' places in the image."""
         done = 0
-        for g in self.groups:
+        for g in self.layout.groups:
             yield g, slice(done, done := done + len(g.bands))
 
 
 def build(w: Work, largest: int, ahead: int, threads: int) -> Pipeline:
     """The pipeline for batches of up to `largest` patches; `ahead` batches are in work at a time."""
+    a = w.augment
 
     def source(name: str, kind: types.DALIDataType, ndim: int, layout: str = "", copy: bool = False):  # type: ignore[no-untyped-def]
         return fn.external_source(name=name, dtype=kind, ndim=ndim, layout=layout or None, no_copy=not copy)
@@ -69,14 +62,14 @@ def build(w: Work, largest: int, ahead: int, threads: int) -> Pipeline:
 
     @do_not_convert
     def cropped(x, name: str, px: int):  # type: ignore[no-untyped-def]
-        if not w.crop_px:
+        if not a.crop_px:
             return x
         corner = source(f"{name}.corner", types.INT32, 1, copy=True)
-        return fn.slice(x, start=corner, shape=[w.crop_px * px // w.size_px] * 2, axes=[1, 2])
+        return fn.slice(x, start=corner, shape=[a.crop_px * px // w.layout.size_px] * 2, axes=[1, 2])
 
     @do_not_convert
     def normalised(x, g: Group, bands: slice):  # type: ignore[no-untyped-def]
-        if w.gains:
+        if a.jitter or a.drop_bands:
             mean, std = (source(f"{g.name}.{what}", types.FLOAT, 3, copy=True) for what in ("mean", "std"))
         else:
             mean, std = (v[bands].reshape(-1, 1, 1) for v in (w.mean, w.std))
@@ -84,7 +77,7 @@ def build(w: Work, largest: int, ahead: int, threads: int) -> Pipeline:
 
     @do_not_convert
     def mixed(parts):  # type: ignore[no-untyped-def]
-        if not w.mixed:
+        if not a.mixup:
             return parts
         share, partner = source("share", types.FLOAT, 0, copy=True), source("partner", types.INT32, 0, copy=True)
         return [x * share + fn.permute_batch(x, indices=partner) * (1 - share) for x in parts]
@@ -99,7 +92,7 @@ def build(w: Work, largest: int, ahead: int, threads: int) -> Pipeline:
     )
     def pipeline():  # type: ignore[no-untyped-def]
         fields = [cropped(moved(source(name, kind, 3, "CHW")), name, px) for name, kind, px in w.fields()]
-        if w.flips:
+        if a.flips:
             turn = source("flips", types.INT32, 1, copy=True)
             if fn.cast(turn[0], dtype=types.BOOL):
                 fields = [fn.transpose(x, perm=[0, 2, 1], transpose_layout=False) for x in fields]
@@ -123,11 +116,11 @@ def inputs(w: Work, slot: Slot, draws: Draws) -> Iterator[tuple[str, np.ndarray]
             safe = np.where(kept, gain, 1)
             yield f"{g.name}.mean", w.mean[bands, None, None] / safe
             yield f"{g.name}.std", np.where(kept, w.std[bands, None, None] / safe, np.float32(np.inf))
-    if w.mask_px:
+    if w.layout.mask_px:
         yield "mask", slot.fields["mask"][:, None]
-    for name, _, px in w.fields() if w.crop_px else ():
-        yield f"{name}.corner", draws.corner * np.int32(px) // np.int32(w.size_px)
-    if w.flips:
+    for name, _, px in w.fields() if w.augment.crop_px else ():
+        yield f"{name}.corner", draws.corner * np.int32(px) // np.int32(w.layout.size_px)
+    if w.augment.flips:
         yield "flips", draws.flips.astype(np.int32)
     if draws.share is not None and draws.partner is not None:
         yield "share", draws.share
@@ -141,7 +134,7 @@ class Line:
         """largest: patches in a batch. ahead: batches in work at a time; its first epoch has at least as many."""
         self._work, self.ahead = w, ahead
         self._pipeline = build(w, largest, ahead, threads)
-        self._upsample = Upsample(w.groups)
+        self._upsample = Upsample(w.layout.groups)
         self._fresh = True
 
     def images(self, ring: Ring, slots: Drawn) -> Iterator[tuple[np.ndarray, Draws, torch.Tensor, torch.Tensor | None]]:
@@ -155,7 +148,7 @@ class Line:
             n = len(slot.numbers)
             fields = [own(torch.from_dlpack(out.as_tensor())[:n]) for out in made]
             ring.release(slot)
-            count = len(self._work.groups)
+            count = len(self._work.layout.groups)
             yield slot.numbers, draws, self._upsample(fields[:count]), fields[-1][:, 0] if fields[count:] else None
             self._pipeline.release_outputs()
             for more in islice(slots, 1):

@@ -60,5 +60,4 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
                     break
     best = max(rates.values())
     threads = next(t for t, rate in rates.items() if rate >= _ENOUGH * best)
-    least, most = _AHEAD
-    return Pace(threads, int(np.clip(1 + np.ceil(max(waits) * best / batch), least, most)), rates)
+    return Pace(threads, int(np.clip(1 + np.ceil(max(waits) * best / batch), *_AHEAD)), rates)

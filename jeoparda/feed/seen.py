@@ -161,7 +161,8 @@ Steps = dict[int, list[_Line]]
 def _counted(run: Path, begun: list[tuple[int, int]]) -> dict[int, Steps]:
     """The lines that count, by epoch and step. begun: (epoch, step) that each start began at."""
     steps: dict[int, Steps] = defaultdict(lambda: defaultdict(list))
-    for path in sorted((run / "seen").glob("rank-*.jsonl")):
+    # by number: rank-1000 comes after rank-999
+    for path in sorted((run / "seen").glob("rank-*.jsonl"), key=_rank):
         for line in _lines(path):
             counts = max((n for n, at in enumerate(begun, start=1) if at <= (line.epoch, line.step)), default=0)
             if line.start == counts:
@@ -171,9 +172,13 @@ def _counted(run: Path, begun: list[tuple[int, int]]) -> dict[int, Steps]:
     return steps
 
 
+def _rank(path: Path) -> int:
+    return int(path.stem.removeprefix("rank-"))
+
+
 def _lines(path: Path) -> Iterator[_Line]:
     """A rank's whole lines; one cut short is of a step that did not end. JournalError for one that is damaged."""
-    rank = int(path.stem.removeprefix("rank-"))
+    rank = _rank(path)
     with open(path, "rb") as f:
         for number, raw in enumerate(f, start=1):
             if not raw.endswith(b"\n"):

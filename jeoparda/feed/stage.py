@@ -14,35 +14,31 @@ Which sample comes when does not depend on any of this.
 """
 
 import hashlib
+import mmap
 import os
-import resource
 import socket
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Literal
+from typing import NamedTuple
 
 import numpy as np
 
 from jeoparda.comm import Comm
 from jeoparda.errors import RecipeError, StoreError
+from jeoparda.feed.place import Kind, allowed_files, place_of, room_bytes
 from jeoparda.store import Store
-
-Kind = Literal["none", "shm", "local"]
 
 BLOCK_BYTES = 4 << 20
 SAMPLE_BYTES = 32 << 20
 SAMPLE_S = 1.0  # a slow store is not read for longer than this
-SPARE = 0.05  # of the place: left to others
-SPARE_MEMORY = 0.2  # of the memory, or of the job's share of it: left to training, which has yet to begin
-SPARE_FILES = 512  # descriptors left to DALI, Horovod and all else in the process
 _REFUSED = -1  # in the table in the place of a process: the shard is not as it was written
 
 
@@ -74,24 +70,22 @@ class Stage:
         """
         self._store, self._say, self._host = store, say, socket.gethostname()
         self._table = np.zeros((len(store.paths), 4), np.int64)
-        self._files: list[IO[bytes]] = []  # this rank's copies
-        self._mates: list[int] = []  # descriptors of others' copies
+        self._fds: list[int] = []  # of copies, this rank's and others'
         self._paths: dict[int, Path] = {}
         self._refused: dict[int, StoreError] = {}
         self._error: BaseException | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="feed-stage", daemon=True)
         if kind == "none":
+            self._paths = dict(enumerate(store.paths))
             return
         self._place, team, self._table = _meet(kind, folder, len(store.paths), comm)
-        wanted = _wanted(store, numbers)
         self._rank = comm.rank
-        order = team.order(sorted(wanted))[: _handles(len(store.paths))]
+        wanted = _wanted(store, numbers)
+        order = team.order(sorted(wanted))[: allowed_files(len(store.paths))]
         found = estimate(store, order, wanted, self._place, self._host) if team.mate == 0 else None
         estimates = comm.gather(found, "stage.estimates")
-        mine = estimates[team.leader]
-        assert mine is not None
-        self._mine = order[: mine.shards][team.mate :: team.mates]
+        self._mine = order[: estimates[team.leader].shards][team.mate :: team.mates]
         if comm.rank == 0:
             for line in _announcement([e for e in estimates if e]):
                 say(line)
@@ -132,29 +126,26 @@ class Stage:
             self._table[self._table[:, 0] == os.getpid()] = 0
             self._table = np.zeros_like(self._table)
             self._paths = {}
-            for f in self._files:
-                f.close()
-            for fd in self._mates:
-                os.close(fd)
-            self._files, self._mates = [], []
+            while self._fds:
+                os.close(self._fds.pop())
 
     def _find(self, shard: int) -> Path:
         if self._error:
             raise self._error
+        if self._table[shard, 0] == 0:
+            return self._store.paths[shard]
         holder = Handle(*self._table[shard].tolist())
         if holder.pid == _REFUSED:
             raise self._refused.get(shard) or StoreError(
                 f"{self._store.paths[shard]}: is damaged, changed or gone, as another rank on {self._host} found when "
                 f"it staged it; `jeoparda store repair {self._store.folder}` makes it again from the archive"
             )
-        if holder.pid == 0:
-            return self._store.paths[shard]
         with self._lock:
             if shard not in self._paths:
                 fd = None if self._stop.is_set() else holder.open()
                 if fd is None:  # its row is not wholly visible yet, or its rank has ended; the store has it too
                     return self._store.paths[shard]
-                self._mates.append(fd)
+                self._fds.append(fd)
                 self._paths[shard] = Handle.of(fd).path
             return self._paths[shard]
 
@@ -167,94 +158,84 @@ class Stage:
         except BaseException as e:  # raised where the shards are asked for
             self._error = e
             return
-        if self._stop.is_set():
-            return
-        if why or self._rank == 0:
-            minutes = (time.monotonic() - began) / 60
-            self._say(
-                f"stage: {self._host}, rank {self._rank}: {why or 'done'}; {len(self._files)} of its "
-                f"{len(self._mine)} shards staged in {minutes:.1f} minutes"
+        if not self._stop.is_set() and (why or self._rank == 0):
+            staged = (self._table[self._mine, 0] > 0).sum()
+            self._report(
+                f"{why or 'done'}; {staged} of its {len(self._mine)} shards staged in "
+                f"{(time.monotonic() - began) / 60:.1f} minutes"
                 + ("; the others are read from the store" if why else "")
             )
 
     def _copy_all(self) -> str:
-        """Copy this rank's part. Why it ended early, "" if it did not."""
+        """Copy this rank's part. Why it ended early, "" if it did not or was told to stop."""
         for shard in self._mine:
+            if self._stop.is_set():
+                break
             try:
                 # others may have taken room meanwhile; what this node's ranks write just now comes out of the margin
                 if room_bytes(self._place) < _bytes(self._store.paths[shard]):
                     return f"{self._place} has no more room, beside what is left to others"
                 self._copy(shard)
             except StoreError as e:
-                self._refuse(shard, e)
+                self._refused[shard] = e
+                self._table[shard, 0] = _REFUSED
+                self._report(str(e))
             except OSError as e:
                 return f"{self._place}: {e.strerror}"
-            if self._stop.is_set():
-                break
         return ""
 
     def _copy(self, shard: int) -> None:
-        with ExitStack() as stack:
-            target = stack.enter_context(TemporaryFile(dir=self._place, buffering=0))
-            if not self._fill(target, shard):
-                return
-            stack.pop_all()
-        self._files.append(target)
-        holder = Handle.of(target.fileno())
-        self._paths[shard] = holder.path
-        self._table[shard, 1:] = holder.fd, holder.dev, holder.ino
-        self._table[shard, 0] = holder.pid  # last: the row counts from here on
-
-    def _fill(self, target: IO[bytes], shard: int) -> bool:
-        """False when told to stop. StoreError when the shard is not as store.json says."""
+        """Unless told to stop meanwhile. StoreError when the shard is not as store.json says."""
         source, expected = self._store.paths[shard], self._store.info.shards[shard].sha256
         digest = hashlib.sha256()
-        for block in _blocks(source):
-            if self._stop.is_set():
-                return False
-            digest.update(block)
-            _write(target, block)
-        if digest.hexdigest() != expected:
-            raise StoreError(
-                f"{source}: its SHA-256 is {digest.hexdigest()[:16]}…, store.json says {expected[:16]}…: it is damaged "
-                f"or was changed; `jeoparda store repair {self._store.folder}` makes it again from the archive"
-            )
-        return True
+        with TemporaryFile(dir=self._place) as target:
+            for block in _blocks(source):
+                if self._stop.is_set():
+                    return
+                digest.update(block)
+                target.write(block)
+            target.flush()
+            if digest.hexdigest() != expected:
+                raise StoreError(
+                    f"{source}: its SHA-256 is {digest.hexdigest()[:16]}…, store.json says {expected[:16]}…: it is "
+                    f"damaged or was changed; `jeoparda store repair {self._store.folder}` makes it again from the "
+                    "archive"
+                )
+            holder = Handle.of(os.dup(target.fileno()))
+        self._fds.append(holder.fd)
+        self._paths[shard] = holder.path
+        self._table[shard, 1:] = holder[1:]
+        self._table[shard, 0] = holder.pid  # last: the row counts from here on
 
-    def _refuse(self, shard: int, error: StoreError) -> None:
-        self._refused[shard] = error
-        self._table[shard, 0] = _REFUSED
-        self._say(f"stage: {self._host}, rank {self._rank}: {error}")
+    def _report(self, text: str) -> None:
+        self._say(f"stage: {self._host}, rank {self._rank}: {text}")
 
 
-def _blocks(path: Path) -> Iterator[memoryview]:
-    """A file's content; a block is valid until the next. StoreError when it cannot be read."""
-    buffer = memoryview(bytearray(BLOCK_BYTES))
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with open(path, "rb", buffering=0) as f:
-            while got := f.readinto(buffer):
-                yield buffer[:got]
+        yield
     except OSError as e:
         raise StoreError(f"{path}: cannot be read: {e.strerror}; is the store still there?") from e
 
 
 def _bytes(path: Path) -> int:
-    try:
+    with _reading(path):
         return path.stat().st_size
-    except OSError as e:
-        raise StoreError(f"{path}: cannot be read: {e.strerror}; is the store still there?") from e
 
 
-def _write(f: IO[bytes], data: memoryview) -> None:
-    while data:
-        data = data[f.write(data) :]
+def _blocks(path: Path) -> Iterator[memoryview]:
+    """A file's content; a block is valid until the next. StoreError when it cannot be read."""
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    with _reading(path), open(path, "rb", buffering=0) as f:
+        while got := f.readinto(buffer):
+            yield buffer[:got]
 
 
 # ---- the ranks of a node
 
 
-@dataclass(frozen=True)
-class Handle:
+class Handle(NamedTuple):
     """A file without a name, by the descriptor of a process that holds it. dev, ino: to tell it from whatever else may
     have that descriptor later."""
 
@@ -275,11 +256,10 @@ class Handle:
     def open(self) -> int | None:
         """A descriptor of this process's own, to read and write; None where the file is gone or out of reach."""
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(self.path, os.O_RDWR)
         except OSError:
             return None
-        found = Handle.of(fd)
-        if (found.dev, found.ino) == (self.dev, self.ino):
+        if Handle.of(fd)[2:] == self[2:]:
             return fd
         os.close(fd)
         return None
@@ -303,13 +283,6 @@ class Team:
         return shards[first:] + shards[:first]
 
 
-@dataclass(frozen=True)
-class _Rank:
-    host: str
-    table: Handle
-    problem: str
-
-
 def _meet(kind: Kind, folder: Path | None, shards: int, comm: Comm) -> tuple[Path, Team, np.ndarray]:
     """The place to stage to, the ranks that share it with this one, and their table, (shard, 4) int64 in memory that
     they share: rows as a Handle, 0 where nothing is staged. RecipeError on all ranks when one has no place."""
@@ -319,124 +292,36 @@ def _meet(kind: Kind, folder: Path | None, shards: int, comm: Comm) -> tuple[Pat
     except RecipeError as e:
         problem = f"{e} (on {host})"
     # memory without a place: it needs no room in /dev/shm, which may be full
-    with os.fdopen(os.memfd_create("jeoparda-stage"), "r+b", buffering=0) as own:
-        _write(own, memoryview(bytes(shards * 4 * 8)))
-        ranks: list[_Rank] = comm.gather(_Rank(host, Handle.of(own.fileno()), problem), "stage.ranks")
-        if problems := sorted({r.problem for r in ranks if r.problem}):
+    with open(os.memfd_create("jeoparda-stage"), "r+b", buffering=0) as own:
+        own.truncate(shards * 4 * 8)
+        ranks = comm.gather((host, Handle.of(own.fileno()), problem), "stage.ranks")
+        if problems := sorted({problem for *_, problem in ranks if problem}):
             raise RecipeError("\n".join(problems))
-        leader, fd = _leader(ranks, host)
+        leader, fd = _leader(host, ranks)
         leaders = comm.gather(leader, "stage.nodes")  # also: nobody lets go of a table before all have looked at it
-    with os.fdopen(fd, "r+b") as f:
-        table = np.memmap(f, np.int64, "r+", shape=(shards, 4))
+    if -1 in leaders:
+        where = ranks[leaders.index(-1)][0]
+        raise RecipeError(
+            f"feed.stage = {kind}: a process cannot open its own files through /proc on {where}; take feed.stage = none"
+        )
+    with open(fd, "r+b", buffering=0) as f:
+        table = np.frombuffer(mmap.mmap(f.fileno(), 0), np.int64).reshape(shards, 4)
     return place, _team(leaders, comm.rank), table
 
 
-def _leader(ranks: list[_Rank], host: str) -> tuple[int, int]:
-    """The first rank of this host whose table can be opened, and a descriptor of that."""
-    for number, r in enumerate(ranks):
-        if r.host == host and (fd := r.table.open()) is not None:
+def _leader(host: str, ranks: list[tuple[str, Handle, str]]) -> tuple[int, int]:
+    """The first rank of this host whose table can be opened, and a descriptor of that; -1, -1 without any."""
+    for number, (there, table, _) in enumerate(ranks):
+        if there == host and (fd := table.open()) is not None:
             return number, fd
-    raise RecipeError("feed.stage: a process cannot open its own files through /proc here; take feed.stage = none")
+    return -1, -1
 
 
 def _team(leaders: list[int], rank: int) -> Team:
     """leaders: of each rank, in the order of ranks."""
     nodes = sorted(set(leaders))
     mates = [r for r, leader in enumerate(leaders) if leader == leaders[rank]]
-    return Team(leaders[rank], nodes.index(leaders[rank]), len(nodes), mates.index(rank), len(mates))
-
-
-# ---- where to, and how much
-
-
-def place_of(kind: Kind, folder: Path | None) -> Path:
-    """The folder to stage to. RecipeError, which names the key, where there is none."""
-    if kind == "shm":
-        if folder:
-            raise RecipeError(f"feed.stage_folder = {folder}: is for feed.stage = local; feed.stage = shm is /dev/shm")
-        place, instead = Path("/dev/shm"), "take feed.stage = local, or none"
-    else:
-        given = folder or os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
-        if not given:
-            raise RecipeError(
-                "feed.stage = local: neither SLURM_TMPDIR nor TMPDIR is set; give a folder on the node's own disk in "
-                "feed.stage_folder"
-            )
-        place, instead = Path(given), "give another in feed.stage_folder"
-    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        what = "cannot be written to" if place.is_dir() else "is not a folder"
-        raise RecipeError(f"feed.stage = {kind}: {place} {what}; {instead}")
-    return place
-
-
-def room_bytes(place: Path, proc: Path = Path("/proc")) -> int:
-    """What may still be written there, with a margin left to others; below 0 where that is used up already.
-
-    A place in memory, /dev/shm or not, also counts as memory: of the machine and of each control group that this
-    process is in.
-    """
-    s = os.statvfs(place)
-    rooms = [s.f_bavail * s.f_frsize - SPARE * s.f_blocks * s.f_frsize]
-    if _in_memory(place, proc):
-        rooms += [limit * (1 - SPARE_MEMORY) - used for limit, used in [_machine(proc), *_groups(proc)]]
-    return int(min(rooms))
-
-
-def _mounts(proc: Path) -> Iterator[tuple[str, str, str, str, str]]:
-    """(device, root, mount point, type, options) of each mount; see proc(5), mountinfo."""
-    for line in (proc / "self" / "mountinfo").read_text().splitlines():
-        mount, _, what = line.partition(" - ")
-        device, root, point = mount.split()[2:5]
-        kind, options = what.split()[0], what.split()[-1]
-        yield device, root, point, kind, options
-
-
-def _in_memory(place: Path, proc: Path) -> bool:
-    dev = place.stat().st_dev
-    device = f"{os.major(dev)}:{os.minor(dev)}"
-    return any(m[0] == device and m[3] in ("tmpfs", "ramfs") for m in _mounts(proc))
-
-
-def _machine(proc: Path) -> tuple[int, int]:
-    """(bytes of memory, bytes of it that cannot be had)."""
-    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-    kib = {words[0]: int(words[1]) for words in lines}
-    return kib["MemTotal:"] << 10, (kib["MemTotal:"] - kib["MemAvailable:"]) << 10
-
-
-def _groups(proc: Path) -> Iterator[tuple[int, int]]:
-    """(limit, use that cannot be reclaimed), in bytes, of each control group with a memory limit that this process is
-    in, of version 1 or 2."""
-    lines = (proc / "self" / "cgroup").read_text().splitlines()
-    within = {name: path for _, names, path in (x.split(":", 2) for x in lines) for name in names.split(",")}
-    for _, root, point, kind, options in _mounts(proc):
-        if kind == "cgroup2" and "" in within:
-            files, path = ("memory.max", "memory.current", ""), within[""]
-        elif kind == "cgroup" and "memory" in options.split(",") and "memory" in within:
-            files, path = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"), within["memory"]
-        else:
-            continue
-        below = os.path.relpath(path, root) if Path(path).is_relative_to(root) else "."  # a container sees its own
-        group = Path(point) / below
-        for folder in (group, *group.parents[: len(Path(below).parts)]):
-            if (folder / files[0]).exists() and (limit := (folder / files[0]).read_text().strip()) != "max":
-                yield int(limit), _used(folder, files[1], files[2])
-
-
-def _used(group: Path, file: str, prefix: str) -> int:
-    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    cached = sum(int(stat[f"{prefix}{name}"]) for name in ("active_file", "inactive_file"))  # without shared memory
-    return int((group / file).read_text()) - cached
-
-
-def _handles(shards: int) -> int:
-    """How many shards may be staged: each takes a descriptor here, beside the reader's. Raises the soft limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * shards + SPARE_FILES
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < limit:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return max(0, limit - shards - SPARE_FILES)
+    return Team(mates[0], nodes.index(leaders[rank]), len(nodes), mates.index(rank), len(mates))
 
 
 # ---- whether it pays
@@ -491,21 +376,18 @@ class Estimate:
         return self.copy_s / self.gain_s if self.gain_s > 0 else inf
 
     def __str__(self) -> str:
-        held = f"{self.shards} of {self.of} shards, {_size(self.bytes)} of {_size(self.of_bytes)}"
         if not self.rates:
             return f"stage: {self.host}: nothing is staged to {self.place}: {self.why}; all is read from the store"
-        speed = (
-            f"the store reads {self.rates.store / 1e6:.0f} MB/s, {self.place} writes {self.rates.write / 1e6:.0f} and "
-            f"reads {self.rates.read / 1e6:.0f}"
-        )
-        rest = "" if self.shards == self.of else ", as more do not fit; the rest is read from the store"
         pays = (
             f"paid back after {self.break_even_epochs:.1f} epochs that wait for data"
             if self.gain_s > 0
             else "no gain is to be expected; it is done because feed.stage asks for it, feed.stage = none saves it"
         )
+        rest = "" if self.shards == self.of else ", as more do not fit; the rest is read from the store"
         return (
-            f"stage: {self.host}: {held} go to {self.place}{rest}; {speed}; about {self.copy_s / 60:.1f} minutes "
+            f"stage: {self.host}: {self.shards} of {self.of} shards, {_size(self.bytes)} of {_size(self.of_bytes)} go "
+            f"to {self.place}{rest}; the store reads {self.rates.store / 1e6:.0f} MB/s, {self.place} writes "
+            f"{self.rates.write / 1e6:.0f} and reads {self.rates.read / 1e6:.0f}; about {self.copy_s / 60:.1f} minutes "
             f"beside the first epoch, {pays}"
         )
 
@@ -560,35 +442,32 @@ def estimate(store: Store, order: list[int], wanted: dict[int, float], place: Pa
 
 def measure(source: Path, place: Path) -> Rates:
     """By a sample of up to 32 MiB, or a second's reading, of the file. OSError when the place is full."""
-    sample, read_s = _read_sample(source)
-    with TemporaryFile(dir=place, buffering=0) as f:
+    sample, store_s = _sample(source)
+    with TemporaryFile(dir=place) as f:
         began = time.perf_counter()
         hashlib.sha256(sample)
-        _write(f, memoryview(sample))
+        f.write(sample)
+        f.flush()
         os.fsync(f.fileno())
         write_s = time.perf_counter() - began
         os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         f.seek(0)
         began = time.perf_counter()
-        f.readinto(bytearray(len(sample)))  # type: ignore[attr-defined]
-        back_s = time.perf_counter() - began
-    return Rates(len(sample) / read_s, len(sample) / write_s, len(sample) / back_s)
+        f.readinto(bytearray(len(sample)))
+        read_s = time.perf_counter() - began
+    return Rates(len(sample) / store_s, len(sample) / write_s, len(sample) / read_s)
 
 
-def _read_sample(source: Path) -> tuple[bytearray, float]:
-    sample = bytearray()
-    try:
-        with open(source, "rb", buffering=0) as f:
-            os.posix_fadvise(f.fileno(), 0, SAMPLE_BYTES, os.POSIX_FADV_DONTNEED)
-            began = time.perf_counter()
-            while len(sample) < SAMPLE_BYTES and (not sample or time.perf_counter() - began < SAMPLE_S):
-                block = f.read(1 << 20)
-                if not block:
-                    break
-                sample += block
-            read_s = time.perf_counter() - began
-    except OSError as e:
-        raise StoreError(f"{source}: cannot be read: {e.strerror}; is the store still there?") from e
+def _sample(source: Path) -> tuple[bytearray, float]:
+    """The file's first bytes, and the seconds that it took to read them."""
+    sample, enough = bytearray(), False
+    with _reading(source), open(source, "rb", buffering=0) as f:
+        os.posix_fadvise(f.fileno(), 0, SAMPLE_BYTES, os.POSIX_FADV_DONTNEED)
+        began = time.perf_counter()
+        while not enough and (block := f.read(1 << 20)):
+            sample += block
+            enough = len(sample) >= SAMPLE_BYTES or time.perf_counter() - began >= SAMPLE_S
+        seconds = time.perf_counter() - began
     if not sample:
         raise StoreError(f"{source}: is empty; `jeoparda store verify` lists what is damaged")
-    return sample, read_s
+    return sample, seconds

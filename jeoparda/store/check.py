@@ -8,7 +8,7 @@ import numpy as np
 
 from jeoparda.files import sha256
 from jeoparda.store.codec import crc32
-from jeoparda.store.format import Compression, Layout, ShardInfo
+from jeoparda.store.format import H5_ERRORS, Compression, Layout, ShardInfo
 from jeoparda.store.reader import salvaged
 
 
@@ -44,7 +44,7 @@ def damaged(
     try:
         with h5py.File(path, "r") as f:
             checksums = f["checksums"][:]
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:  # h5py has no error of its own
+    except H5_ERRORS as e:
         return Damage(number, str(path), f"{reason}, and HDF5 cannot read its tables ({_first_line(e)})", ())
     if len(checksums) != shard.patches:
         return Damage(number, str(path), f"{reason}, and so does its number of patches", ())
@@ -57,7 +57,7 @@ def labels_of(path: Path) -> np.ndarray | None:
     try:
         with h5py.File(path, "r") as f:
             return f["labels"][:]
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError):
+    except H5_ERRORS:
         return None
 
 

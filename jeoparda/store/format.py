@@ -62,6 +62,10 @@ class Group:
     dtype: str = "uint16"
 
 
+# what h5py raises for a file that is damaged or no shard: it has no error of its own
+H5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What one record holds, field by field, in this order.

@@ -10,7 +10,7 @@ import numpy as np
 from jeoparda.errors import StoreError
 from jeoparda.files import sha256
 from jeoparda.store.codec import decoded, frames
-from jeoparda.store.format import Contents, ShardInfo, StoreInfo
+from jeoparda.store.format import H5_ERRORS, Contents, ShardInfo, StoreInfo
 from jeoparda.store.statistics import Sums
 
 
@@ -77,7 +77,7 @@ def _places_in_damaged(path: Path, shard: ShardInfo, dtype: np.dtype, compressed
             offsets, sizes = places(f["patches"])
         if len(offsets) == shard.patches:
             return list(zip(offsets.tolist(), sizes.tolist(), strict=True))
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # h5py has no error of its own
+    except H5_ERRORS:
         pass  # the frames tell where they are, in the same order
     return frames(path.read_bytes(), shard.offset, shard.patches, dtype.itemsize)
 
@@ -89,7 +89,7 @@ def shard_sums(folder: Path, contents: Contents, shard: ShardInfo) -> Sums:
     try:
         with h5py.File(path, "r") as f:
             splits, labels, there = f["table"]["split"], f["labels"][:], stored(path, f["patches"])
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:
+    except H5_ERRORS as e:
         raise StoreError(f"{path}: cannot be read ({e}); `jeoparda store repair {folder}` mends it") from e
     for i, record in enumerate(there):
         if record is None:
@@ -140,7 +140,7 @@ class Store:
                 data = f["patches"]
                 found = len(data), data.dtype.itemsize
                 parts = *places(data), *(f[name][:] for name in ("labels", "table", "checksums"))
-        except (OSError, KeyError, RuntimeError, TypeError, ValueError) as e:  # h5py has no error of its own
+        except H5_ERRORS as e:
             raise StoreError(
                 f"{path}: cannot be read ({e}); `jeoparda store repair {self.folder}` makes it again from the archive"
             ) from e

@@ -17,6 +17,7 @@ from jeoparda.files import clear_drafts, sha256, whole
 from jeoparda.store.codec import crc32, encoded, hdf5_filter
 from jeoparda.store.format import (
     ALIGNMENT,
+    H5_ERRORS,
     SPLITS,
     Compression,
     Contents,
@@ -189,7 +190,7 @@ def plan_of(path: Path) -> str:
     try:
         with h5py.File(path, "r") as f:
             return str(json.loads(f["summary"][()])["plan"])
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError):
+    except H5_ERRORS:
         return ""
 
 
@@ -220,7 +221,7 @@ def finished(store: Path, number: int, plan: str, with_rejects: bool = False) ->
             )
             offset, patches = begin(f["patches"]), len(f["patches"])
         info = ShardInfo(path.name, patches, offset, sha256(path), plan)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError):  # no HDF5, or not ours: made again
+    except H5_ERRORS:  # no HDF5, or not ours: made again
         return None
     if not sound:
         return None

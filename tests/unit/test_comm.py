@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from jeoparda import comm
-from jeoparda.comm import Single, SyncBatchNorm2d, synchronise_norm
+from jeoparda.comm import Single, SyncBatchNorm2d, cores_of, synchronise_norm
 from jeoparda.errors import CommError, JeopardaError, Stopped
 from jeoparda.launchers import LAUNCHERS
 
@@ -211,3 +211,24 @@ def test_after_an_error_a_rank_leaves_at_once_and_says_which_it_was(monkeypatch,
 def test_a_stop_on_purpose_and_a_single_process_close_in_peace(monkeypatch):
     assert left(monkeypatch, Stopped("time is up"), 4) == ([], [1])
     assert left(monkeypatch, RuntimeError("bug"), 1) == ([], [1])
+
+
+@pytest.mark.parametrize(
+    ("hosts", "bound", "share"),
+    [
+        (["here"] * 4, [{0, 1}, {2, 3}, {4, 5}, {6, 7}], 2),  # srun --cpu-bind=cores: each has its own
+        (["here"] * 4, [set(range(8))] * 4, 2),  # mpirun --bind-to none: all share all
+        (["here", "here", "there", "there"], [set(range(8))] * 4, 4),
+        (["here"] * 4, [{0, 1}, {0, 1}, {2, 3}, {2, 3}], 1),
+        (["here"] * 4, [{0}] * 4, 1),
+    ],
+)
+def test_a_rank_s_cores_are_those_that_no_other_has(monkeypatch, hosts, bound, share):
+    class Ranks(Single):
+        def gather(self, value, name):
+            assert value == ("here", bound[0])
+            return list(zip(hosts, bound, strict=True))
+
+    monkeypatch.setattr(comm.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(comm.os, "sched_getaffinity", lambda _: bound[0])
+    assert cores_of(Ranks()) == share

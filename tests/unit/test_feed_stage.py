@@ -18,11 +18,12 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from jeoparda.comm import Single
 from jeoparda.errors import RecipeError, StoreError
-from jeoparda.feed import stage
+from jeoparda.feed import place, stage
 from jeoparda.feed.stage import Estimate, Handle, Rates, Stage, Team
 from jeoparda.store import Store
 from tests.conftest import environment
@@ -206,12 +207,12 @@ def test_a_shard_that_changed_is_refused_by_name_and_the_others_are_staged(mine,
 @pytest.mark.needs("mount")
 def test_what_fits_is_staged_and_the_rest_is_read_from_the_store(store, disk, said):
     shard = store.paths[0].stat().st_size
-    disk.resize(size=int(3.5 * shard / (1 - stage.SPARE)))
+    disk.resize(size=int(3.5 * shard / (1 - place.SPARE)))
     with staging(store, disk.folder, said) as s:
         s.wait()
         assert own(s, store) == [3, 4, 5, 6] and same_bytes(s, store)
         s_left = os.statvfs(disk.folder)
-        assert s_left.f_bfree > stage.SPARE * s_left.f_blocks
+        assert s_left.f_bfree > place.SPARE * s_left.f_blocks
     assert "3 of 7 shards" in said[0] and "more do not fit; the rest is read from the store" in said[0]
 
 
@@ -227,17 +228,18 @@ def test_no_room_at_all_is_told_and_nothing_is_staged(store, disk, said, left_pa
 
 @pytest.mark.needs("mount")
 def test_a_disk_that_others_fill_meanwhile_ends_the_copying_only(store, disk, said, gate, monkeypatch):
-    copied, write = [], stage._write
+    copied, blocks = [], stage._blocks
     empty = free(disk.folder)
 
-    def until_full(f, data):
-        copied.append(len(data))
-        if sum(copied) > 2.5 * store.paths[0].stat().st_size:
-            disk.full()
-        write(f, data)
+    def until_full(path):
+        for block in blocks(path):
+            copied.append(len(block))
+            if sum(copied) > 2.5 * store.paths[0].stat().st_size:
+                disk.full()
+            yield block
 
     s = staging(store, disk.folder, said)
-    monkeypatch.setattr(stage, "_write", until_full)
+    monkeypatch.setattr(stage, "_blocks", until_full)
     gate.open()
     s.wait()
     assert own(s, store) == [2, 3, 4, 5, 6] and same_bytes(s, store)
@@ -260,9 +262,15 @@ def test_a_disk_that_others_use_meanwhile_keeps_its_margin(store, disk, said, ga
 GIB = 1 << 30
 
 
+def meminfo(available_gib: int) -> str:
+    others = "".join(f"{name}: 1 kB\n" for name in ("MemFree", "Buffers", "Cached", "Shmem", "Active", "Inactive"))
+    return f"MemTotal: {100 << 20} kB\nMemAvailable: {available_gib << 20} kB\n{others}HugePages_Total: 0\n"
+
+
 @pytest.fixture
-def proc(tmp_path):
+def proc(tmp_path, monkeypatch):
     """A /proc of a machine of 100 GiB, 60 of them to be had, and a job that may use 40 and a step of it 16 GiB."""
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
 
     def make(version: int) -> Path:
         top = tmp_path / "cgroup"
@@ -287,9 +295,7 @@ def proc(tmp_path):
             f"30 23 {os.major(dev)}:{os.minor(dev)} / /dev/shm rw shared:4 - tmpfs tmpfs rw\n"
             f"31 23 0:29 / {top} rw,nosuid shared:9 - {kind}\n"
         )
-        (tmp_path / "meminfo").write_text(
-            f"MemTotal: {100 << 20} kB\nMemFree: 1 kB\nMemAvailable: {60 << 20} kB\nHugePages_Total: 0\n"
-        )
+        (tmp_path / "meminfo").write_text(meminfo(60))
         return tmp_path
 
     return make
@@ -299,33 +305,40 @@ def proc(tmp_path):
 def test_memory_is_that_of_the_tightest_group_less_a_margin(proc, version, monkeypatch):
     big = os.statvfs_result((4096, 4096, 1 << 30, 1 << 30, 1 << 30, 9, 9, 9, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda _: big)
-    where = proc(version)
+    where, room = proc(version), lambda: place.room_bytes(Path("/dev/shm"))
     # the step: 16 GiB less a fifth, less the 8 in use but for 3 of cache; 12.8 - 5
-    assert stage.room_bytes(Path("/dev/shm"), where) == pytest.approx(7.8 * GIB, abs=1)
+    assert room() == pytest.approx(7.8 * GIB, abs=1)
     for file in where.glob("cgroup/job/step/memory.*m*"):
         if file.name in ("memory.max", "memory.limit_in_bytes"):
             file.write_text(str(39 * GIB))
     # the job: 40 less a fifth, less 9 but for 3; the step would give 31.2 - 5, the machine 80 - 40
-    assert stage.room_bytes(Path("/dev/shm"), where) == pytest.approx(26 * GIB, abs=1)
-    (where / "meminfo").write_text(f"MemTotal: {100 << 20} kB\nMemAvailable: {21 << 20} kB\n")
-    assert stage.room_bytes(Path("/dev/shm"), where) == pytest.approx(GIB, abs=1)
+    assert room() == pytest.approx(26 * GIB, abs=1)
+    (where / "meminfo").write_text(meminfo(21))
+    assert room() == pytest.approx(GIB, abs=1)
     # a disk is no memory: 4 TiB less a twentieth
     (where / "self/mountinfo").write_text("")
-    assert stage.room_bytes(Path("/dev/shm"), where) == pytest.approx(0.95 * 4096 * GIB, abs=1)
+    assert room() == pytest.approx(0.95 * 4096 * GIB, abs=1)
+
+
+def test_a_group_that_is_slowed_down_before_its_limit_has_that_much_less(proc):
+    step = proc(2) / "cgroup/job/step"
+    for high, room_gib in ("max", 7.8), (str(10 * GIB), 10 * 0.8 - 5):
+        (step / "memory.high").write_text(f"{high}\n")
+        assert place.room_bytes(Path("/dev/shm")) == pytest.approx(room_gib * GIB, abs=1)
 
 
 def test_this_machine_s_memory_is_understood():
     available = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) << 10
-    assert 0 < stage.room_bytes(Path("/dev/shm")) < available
+    assert 0 < place.room_bytes(Path("/dev/shm")) < available
 
 
-@pytest.mark.parametrize(("hard", "shards"), [(519, 0), (522, 3), (4096, 7), (resource.RLIM_INFINITY, 7)])
+@pytest.mark.parametrize(("hard", "shards"), [(520, 0), (525, 3), (4096, 7), (resource.RLIM_INFINITY, 7)])
 def test_the_reader_keeps_its_descriptors(monkeypatch, hard, shards):
     limits = [(256, hard)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.append(new))
-    assert stage._handles(7) == shards
-    assert limits[-1][0] >= 7 + shards + stage.SPARE_FILES and limits[-1][1] == hard
+    assert place.allowed_files(7) == shards
+    assert limits[-1][0] >= 7 + 2 * shards + place.SPARE_FILES and limits[-1][1] == hard
 
 
 @pytest.mark.parametrize(
@@ -347,10 +360,10 @@ def test_a_place_that_cannot_be_used_names_the_key(store, monkeypatch, kind, fol
 def test_the_job_s_own_folder_comes_before_the_usual_one(monkeypatch, tmp_path):
     (tmp_path / "job").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert stage.place_of("local", None) == tmp_path
+    assert place.place_of("local", None) == tmp_path
     monkeypatch.setenv("SLURM_TMPDIR", str(tmp_path / "job"))
-    assert stage.place_of("local", None) == tmp_path / "job"
-    assert stage.place_of("local", Path("/dev")) == Path("/dev")
+    assert place.place_of("local", None) == tmp_path / "job"
+    assert place.place_of("local", Path("/dev")) == Path("/dev")
 
 
 # ---- whether it pays
@@ -470,7 +483,7 @@ def stage_and_look(comm, store, folder):
     s = Stage(store, "local", folder, store.split("all"), comm, said.append)
     s.wait()
     comm.gather(None, "staged")
-    own_count, staged = len(s._files), s.staged
+    own_count, staged = int((s._table[:, 0] == os.getpid()).sum()), s.staged
     found = []
     for i, path in enumerate(store.paths):
         try:
@@ -490,6 +503,18 @@ def test_two_ranks_of_a_node_share_the_work_and_the_copies(store, tmp_path):
     truth = [hash(p.read_bytes()) for p in store.paths]
     assert one[2] == truth and other[2] == truth
     assert len(one[3]) == 2 and other[3] == []  # one speaks for all
+
+
+def stage_in_a_folder_of_its_own(comm, store, folder):
+    own = folder / str(comm.rank)
+    own.mkdir()
+    stage_and_look(comm, store, own)
+
+
+def test_ranks_whose_folders_differ_share_the_copies_too(store, tmp_path):
+    one, other = together(stage_in_a_folder_of_its_own, ["a", "a"], store, tmp_path)
+    assert (one[0], other[0]) == (4, 3) and one[1] == other[1] == 7
+    assert one[2] == other[2] == [hash(p.read_bytes()) for p in store.paths]
 
 
 def test_two_nodes_hold_a_copy_each(store, tmp_path):
@@ -519,14 +544,44 @@ def test_a_damaged_shard_is_refused_on_every_rank_of_the_node(mine, tmp_path):
 
 def refuse_together(comm, store, folder):
     try:
-        Stage(store, "local", folder if comm.rank else Path("/nowhere"), store.split("all"), comm)
+        Stage(store, "local", folder, store.split("all"), comm)
     except RecipeError as e:
         comm.gather(str(e), "refused")
 
 
+def refuse_a_place(comm, store, folder):
+    refuse_together(comm, store, folder if comm.rank else Path("/nowhere"))
+
+
 def test_one_node_without_a_place_stops_all(store, tmp_path):
-    one, other = together(refuse_together, ["a", "b"], store, tmp_path)
+    one, other = together(refuse_a_place, ["a", "b"], store, tmp_path)
     assert one == other and "/nowhere is not a folder" in one and "(on a)" in one
+
+
+def refuse_a_closed_proc(comm, store, folder):
+    if comm.rank:
+        Handle.open = lambda self: None
+    refuse_together(comm, store, folder)
+
+
+def test_one_node_without_its_own_proc_stops_all(store, tmp_path):
+    one, other = together(refuse_a_closed_proc, ["a", "b"], store, tmp_path)
+    assert one == other and "cannot open its own files through /proc on b" in one
+
+
+def stage_with_few_descriptors(comm, store, folder):
+    place.SPARE_FILES = len(os.listdir("/proc/self/fd")) + 3  # the shard being copied, its copy, and the table
+    limit = 7 + 2 * 4 + place.SPARE_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    with Stage(store, "local", folder, store.split("all"), comm, lambda _: None) as s:
+        read = {path: os.open(path, os.O_RDONLY) for path in store.paths}  # as the first epoch does, which keeps them
+        s.wait()
+        read |= {path: os.open(path, os.O_RDONLY) for path in map(s.path, range(7)) if path not in read}
+        comm.gather((s.staged, len(read)), "read")
+
+
+def test_a_reader_of_shards_and_of_their_copies_has_descriptors_for_both(store, tmp_path):
+    assert together(stage_with_few_descriptors, ["a"], store, tmp_path) == [(4, 11)]
 
 
 def outlive(comm, store, folder):

@@ -12,6 +12,11 @@ counts = st.integers(1, 3000)
 seeds = st.integers(-(2**40), 2**70)
 
 
+def up_to(**most: int) -> dict[str, st.SearchStrategy[int]]:
+    """Strategies by name: numbers from 1 to the given."""
+    return {name: st.integers(1, number) for name, number in most.items()}
+
+
 @given(count=counts, secret=st.integers(0, 2**64 - 1))
 @settings(max_examples=100, deadline=None)
 def test_permute_is_a_bijection(count, secret):
@@ -34,7 +39,7 @@ def test_a_slice_costs_no_more_than_itself_and_agrees():
     assert np.array_equal(start, np.arange(5))  # the argument is not changed
 
 
-@given(count=counts, steps=st.integers(1, 12), size=st.integers(1, 9), seed=seeds, epoch=st.integers(0, 99))
+@given(count=counts, **up_to(steps=12, size=9), seed=seeds, epoch=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_every_sample_once_an_epoch_whatever_the_ranks(count, steps, size, seed, epoch):
     batch = -(-count // steps)
@@ -51,14 +56,7 @@ def test_every_sample_once_an_epoch_whatever_the_ranks(count, steps, size, seed,
     assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(count))
 
 
-@given(
-    count=counts,
-    steps=st.integers(1, 300),
-    size=st.integers(1, 4),
-    block=st.integers(1, 9),
-    unit=st.integers(1, 2),
-    first=st.integers(0, 300),
-)
+@given(count=counts, **up_to(steps=300, size=4, block=9, unit=2), first=st.integers(0, 300))
 @settings(max_examples=60, deadline=None)
 def test_steps_together_are_the_steps_one_by_one(count, steps, size, block, unit, first):
     o = Order(count, -(-count // steps), 5, block=block, unit=unit)
@@ -82,15 +80,7 @@ def test_no_state_of_numpy_or_of_the_past_matters():
     assert np.array_equal(np.random.get_state()[1], before)  # nor does it draw from there
 
 
-@given(
-    count=counts,
-    steps=st.integers(1, 12),
-    size=st.integers(1, 9),
-    block=st.integers(1, 80),
-    unit=st.integers(1, 3),
-    shuffle=st.booleans(),
-    seed=seeds,
-)
+@given(count=counts, **up_to(steps=12, size=9, block=80, unit=3), shuffle=st.booleans(), seed=seeds)
 @settings(max_examples=200, deadline=None)
 def test_blocks_and_units_lose_and_double_nothing(count, steps, size, block, unit, shuffle, seed):
     o = Order(count, -(-count // steps), seed, shuffle, block, unit)
@@ -250,3 +240,12 @@ def test_frozen():
         117928,
         117929,
     ]
+
+
+@given(parts=st.lists(st.integers(-(2**63), 2**64 - 1), min_size=1, max_size=5))
+def test_a_key_is_what_the_mixing_of_arrays_gives(parts):
+    h = np.zeros(1, np.uint64)
+    for part in parts:
+        h = order.mix(h ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    found = order.key(*parts)
+    assert found == h[0] and found.dtype == np.uint64

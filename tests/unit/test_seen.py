@@ -85,6 +85,12 @@ def test_a_run_that_crashed_and_went_on_with_other_ranks_is_exact(tmp_path):
     }  # fmt: skip
 
 
+def test_of_more_than_a_thousand_ranks(tmp_path):
+    """Their files do not sort by their names."""
+    run = write(tmp_path, [(1002, (0, 0), (0, 7))])
+    assert [e.exact for e in prove(run, Split())] == [True]
+
+
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
 def test_any_history_of_crashes_is_exact_and_any_lost_line_is_found(data):

@@ -27,6 +27,7 @@ from jeoparda.store import (
     statistics_of,
     write_shard,
 )
+from tests.unit.test_ingest import content
 
 GROUPS = group_records(SENTINEL_2_L2A, 24)
 CLASSES = ("water", "wood", "town")
@@ -61,11 +62,6 @@ def write(folder: Path, parts: tuple[tuple[int, ...], ...] = ((0, 1, 2), (3, 4, 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     return write(tmp_path / "store")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file, hidden ones too."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def faults(folder: Path) -> list[str]:

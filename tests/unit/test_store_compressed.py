@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from jeoparda.errors import RecipeError, StoreError
+from jeoparda.feed import FeedRecipe
 from jeoparda.ingest import IngestRecipe, SplitRecipe, finalise, init, load, run
 from jeoparda.ingest.recipe import identity
 from jeoparda.ingest.upkeep import repair, statistics, verify
@@ -27,9 +29,10 @@ from jeoparda.store import Contents, PatchRecord, Store, StoreInfo, crc32, decod
 from jeoparda.store import finalise as add_up
 from jeoparda.store.codec import _blosc, _hdf5plugin, encoded
 from tests.archive import make_archive
+from tests.unit.test_feed import same_from_copies
 from tests.unit.test_ingest import content
 from tests.unit.test_store import CLASSES, COLORS, CONTENTS, LAYOUTS, made, patch
-from tests.unit.test_upkeep import flip
+from tests.unit.test_upkeep import flip, made_again, ways_to_go
 
 CODECS = ("lz4", "zstd")
 SPLIT = SplitRecipe(block_m=1200, val=0.25, test=0.25)
@@ -343,16 +346,9 @@ def test_damaged_tables_are_mended_without_the_archive(store, whole, tmp_path):
         assert path.read_bytes() == (whole / "shards" / path.name).read_bytes(), f"byte {at}"
 
 
-@pytest.mark.parametrize("how", ["missing", "torn", "empty", "other"])
+@ways_to_go
 def test_a_shard_that_is_gone_is_made_again(store, whole, how):
-    path = store / "shards" / "00001.h5"
-    if how == "missing":
-        path.unlink()
-    else:
-        path.write_bytes({"torn": path.read_bytes()[:60_000], "empty": b"", "other": b"<html>404</html>"}[how])
-    assert len(verify(store, 1) or []) == 1
-    repair(store, count=1, say=lambda _: None)
-    assert content(store) == content(whole)
+    made_again(store, whole, how, torn=60_000)
 
 
 def test_a_damaged_shard_is_not_taken_for_finished_and_its_patch_is_named(store):
@@ -385,3 +381,8 @@ def test_what_is_missing_is_told_before_any_work(archive, whole, codec, tmp_path
     _blosc.cache_clear()
     with pytest.raises(StoreError, match=r"numcodecs is not installed; pip install 'jeoparda\[compressed\]'"):
         Store(whole).patch(0)
+
+
+def test_a_compressed_store_is_fed_from_its_copies(store):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        same_from_copies(Store(store), Path(folder), FeedRecipe(kind="raw"), [])

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +59,33 @@ def undisturbed(tiny_store, tmp_path_factory) -> Path:
     return run
 
 
-def stop_at(monkeypatch, *calls: int) -> None:
-    """Send this process a SIGTERM while it computes the given losses of training (counted from 1, in one epoch or
-    over several; those of validation are not counted)."""
+def act_at(monkeypatch, calls: tuple[int, ...], act: Callable[[], None]) -> None:
+    """Act while this process computes the given losses of training (counted from 1, in one epoch or over several;
+    those of validation are not counted)."""
     seen = [0]
     original = losses.multilabel
 
     def counting(logits, labels):
         seen[0] += torch.is_grad_enabled()
         if torch.is_grad_enabled() and seen[0] in calls:
-            os.kill(os.getpid(), signal.SIGTERM)
+            act()
         return original(logits, labels)
 
     monkeypatch.setattr(losses, "multilabel", counting)
+
+
+def stop_at(monkeypatch, *calls: int) -> None:
+    """Send this process a SIGTERM at these losses."""
+    act_at(monkeypatch, calls, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def crash_at(monkeypatch, *calls: int) -> None:
+    """Break off at these losses, with nothing saved."""
+
+    def crash() -> None:
+        raise KeyboardInterrupt
+
+    act_at(monkeypatch, calls, crash)
 
 
 def test_a_run_leaves_what_is_promised(undisturbed, tiny_store):
@@ -130,17 +145,8 @@ def test_a_crash_between_two_checkpoints_repeats_only_what_is_lost(
     undisturbed, tiny_store, tmp_path, monkeypatch, apart
 ):
     r = recipe(tiny_store, tmp_path / "run", checkpoint=CheckpointRecipe(every_steps=2))
-    calls = [0]
-    original = losses.multilabel
-
-    def crash(logits, labels):
-        calls[0] += torch.is_grad_enabled()
-        if calls[0] == 4:
-            raise KeyboardInterrupt
-        return original(logits, labels)
-
     with monkeypatch.context() as m:
-        m.setattr(losses, "multilabel", crash)
+        crash_at(m, 4)
         with pytest.raises(KeyboardInterrupt):
             train.run(r, Single())
     assert checkpoint.newest(r.run)[0].name == "00000002.pt"
@@ -200,6 +206,7 @@ def test_a_finished_run_started_again_trains_no_more(undisturbed, tiny_store, ap
             "feed.augment.flips: was True, now False",
         ),
         ({"feed": FeedRecipe(kind="plain", block=4)}, "feed.block: was 1, now 4"),
+        ({"feed": FeedRecipe(kind="synthetic")}, "feed.synthetic: was False, now True"),
         ({"feed": FeedRecipe(kind="plain", bands=("10m", "B05"))}, "feed.bands: was [], now ['10m', 'B05']"),
         ({"control": "shuffled-labels"}, "control: was none, now shuffled-labels"),
     ],
@@ -320,17 +327,8 @@ def test_the_journal_of_patches_seen_proves_each_epoch(undisturbed, tiny_store, 
     """A run that crashed and was stopped: steps that were done twice count once, and weights are as without journal."""
     how = CheckpointRecipe(every_steps=2)
     r = recipe(tiny_store, tmp_path / "run", feed=FeedRecipe(kind="plain", journal=True), checkpoint=how)
-    original = losses.multilabel
-    calls = [0]
-
-    def crash(logits, labels):
-        calls[0] += torch.is_grad_enabled()
-        if calls[0] == 4:
-            raise KeyboardInterrupt
-        return original(logits, labels)
-
     with monkeypatch.context() as m:
-        m.setattr(losses, "multilabel", crash)
+        crash_at(m, 4)
         with pytest.raises(KeyboardInterrupt):
             train.run(r, Single())
     (found,) = prove(r.run, Store(tiny_store))
@@ -437,6 +435,36 @@ def test_evaluation_repeats_the_validation_of_the_best_epoch(undisturbed, tiny_s
     assert found["loss"] == pytest.approx(best["loss"], rel=1e-5)
     assert found["patches"] == len(Store(tiny_store).split("val"))
     assert sum(c["support"] for c in found["classes"]) == Store(tiny_store).labels[Store(tiny_store).split("val")].sum()
+
+
+@pytest.mark.parametrize(
+    ("feed", "told"),
+    [
+        ({"kind": "raw"}, "feed.kind = raw: a network takes images"),
+        ({"bands": ("10m",)}, "the run's bands are taken"),
+        ({"stage": "shm"}, "are of training"),
+        ({"journal": True}, "are of training"),
+    ],
+)
+def test_evaluation_refuses_what_it_would_not_do(undisturbed, tiny_store, feed, told):
+    with pytest.raises(RecipeError, match=told):
+        evaluate.run(EvaluateRecipe(run=undisturbed, store=tiny_store, feed=FeedRecipe(**feed)), Single())
+
+
+def test_evaluation_refuses_pixels_of_another_kind(undisturbed, tiny_store, monkeypatch):
+    load = evaluate.load
+
+    def of_smaller_patches(*words):
+        trained = load(*words)
+        trained.about["groups"][0]["size_px"] = 60
+        return trained
+
+    monkeypatch.setattr(evaluate, "load", of_smaller_patches)
+    told = (
+        r"its pixels are {'B02': '60 px of 10.0 m, uint16', .*}, the store .* has {'B02': '120 px of 10.0 m, uint16', "
+    )
+    with pytest.raises(CheckpointError, match=told):
+        evaluate.run(EvaluateRecipe(run=undisturbed, store=tiny_store), Single())
 
 
 def test_evaluation_refuses_a_store_that_does_not_fit(undisturbed, tiny_archive, tmp_path):

@@ -85,16 +85,24 @@ def test_only_the_damaged_patch_is_read_again(store, archive, tmp_path):
     assert verify(store, 1) == [] and StoreInfo.read(store) == info
 
 
-@pytest.mark.parametrize("how", ["missing", "torn", "empty", "other"])
-def test_a_shard_that_is_gone_is_made_again(store, whole, how):
+ways_to_go = pytest.mark.parametrize("how", ["missing", "torn", "empty", "other"])
+
+
+def made_again(store: Path, whole: Path, how: str, torn: int) -> None:
+    """Lose a shard (a torn one keeps `torn` bytes), and mend the store to the bytes of the whole one."""
     path = store / "shards" / "00001.h5"
     if how == "missing":
         path.unlink()
     else:
-        path.write_bytes({"torn": path.read_bytes()[:20_000], "empty": b"", "other": b"<html>404</html>"}[how])
+        path.write_bytes({"torn": path.read_bytes()[:torn], "empty": b"", "other": b"<html>404</html>"}[how])
     assert len(verify(store, 1) or []) == 1
     repair(store, count=1, say=lambda _: None)
     assert content(store) == content(whole)
+
+
+@ways_to_go
+def test_a_shard_that_is_gone_is_made_again(store, whole, how):
+    made_again(store, whole, how, torn=20_000)
 
 
 def test_plan_and_store_json_are_mended_too(store, whole):
