@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.feed.measure import Epoch, serve
+from jeoparda.comm import Single
 from jeoparda.config import check
 from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.feed.stage import Stage
 from jeoparda.order import Order
 from jeoparda.store import Store
 
@@ -36,11 +38,13 @@ Fields = dict[str, torch.Tensor]
 
 
 def feed(folder: Path, options: dict[str, Any]) -> Epoch:
-    """The feed; `options` are keys of its recipe."""
+    """The feed; `options` are keys of its recipe. With a stage, everything is staged before it begins."""
     store, r = Store(folder), check(FeedRecipe, options)
     numbers = store.split("all")
     plan = Plan(Order(len(numbers), BATCH, 0, block=r.block, unit=2), numbers, 0, 1)
-    made = Feed(store, plan, r, True, store.labels)
+    stage = Stage(store, r.stage, r.stage_folder, numbers, Single())
+    stage.wait()
+    made = Feed(store, plan, r, True, store.labels, path_of=stage.path)
     return lambda: iter(made)
 
 

@@ -1,8 +1,9 @@
-"""Reading patches ahead: a few threads, `preadv` at known offsets, into a ring of reused buffers.
+"""Reading patches ahead: a few threads, at known offsets, into a ring of reused buffers.
 
 No HDF5 call happens here: the store has said where each record begins. A record is scattered as it is read, so that
-each field of a batch lies together in memory, as arithmetic, DALI and a copy to a device want it. Records that are
-neighbours in a file are read in one call.
+each field of a batch lies together in memory, as arithmetic, DALI and a copy to a device want it. A batch is read from
+the store's files by one system call, records that are neighbours as one; staged copies are memory, from which it is
+gathered.
 """
 
 import itertools
@@ -15,15 +16,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from jeoparda.errors import StoreError
+from jeoparda.feed.aio import PIECE, PIECES, Reads
+from jeoparda.feed.maps import Maps
 from jeoparda.store import Group, Layout, Store, crc32, decoded
 
-_NEIGHBOURS = 32  # records in one call at the most: a call takes 1,024 buffers
 _MEND = "`jeoparda store verify` lists what is damaged, `jeoparda store repair` mends it from the archive"
 
 
@@ -52,7 +54,9 @@ class Buffer:
     """Memory for a batch of up to `largest` records.
 
     fields: by name, (largest, ...). whole: for each record the pieces of memory that it is read into, in file order;
-    wanted: the same without what nobody wants before and after, which is `lead` bytes before.
+    wanted: the same without what nobody wants before and after, which is `lead` bytes before; whole_pieces and
+    wanted_pieces: both as the kernel takes them. parts: each run of bytes that is wanted, as (its first byte in a
+    record, its place in the fields, (largest, bytes) uint8).
     """
 
     def __init__(self, layout: Layout, runs: list[tuple[str, int]], largest: int, pinned: bool) -> None:
@@ -65,12 +69,17 @@ class Buffer:
             name: held[name].view(np.dtype(shapes[name][0])).reshape(largest, *_of_bands(shapes[name][1]))
             for name in sizes if name
         }  # fmt: skip
-        self.whole = [_pieces({name: a[i] for name, a in held.items()}, runs) for i in range(largest)]
+        self.whole = [[part.data for part in _cut({k: a[i] for k, a in held.items()}, runs)] for i in range(largest)]
+        starts = itertools.accumulate((n for _, n in runs), initial=0)
+        parts = _cut({name: torch.from_numpy(a) for name, a in held.items()}, runs)
+        self.parts = [(start, part) for (name, _), start, part in zip(runs, starts, parts, strict=False) if name]
         names = [name for name, _ in runs]
         first = next(i for i, name in enumerate(names) if name)
         last = len(names) - next(i for i, name in enumerate(reversed(names)) if name)
         self.lead = sum(n for _, n in runs[:first])
         self.wanted = [row[first:last] for row in self.whole]
+        self.whole_pieces = np.array([[_address(piece) for piece in row] for row in self.whole], PIECE)
+        self.wanted_pieces = np.ascontiguousarray(self.whole_pieces[:, first:last])
         self.wanted_bytes = sum(n for _, n in runs[first:last])
 
 
@@ -80,15 +89,28 @@ def _of_bands(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _memory(shape: tuple[int, int], pinned: bool) -> np.ndarray:
-    """Touched once, here, so that the kernel hands out its pages before a batch waits for them."""
-    return torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
+    """Touched once, here, so that the kernel hands out its pages before a batch waits for them; numpy asks for huge
+    ones, into which it copies faster."""
+    if pinned:
+        return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    memory = np.empty(shape, np.uint8)
+    memory.fill(0)
+    return memory
 
 
-def _pieces(row: dict[str, np.ndarray], runs: list[tuple[str, int]]) -> list[memoryview]:
-    done = dict.fromkeys(row, 0)
+def _address(piece: memoryview) -> tuple[int, int]:
+    return np.frombuffer(piece, np.uint8).ctypes.data, len(piece)
+
+
+Bytes = TypeVar("Bytes", np.ndarray, torch.Tensor)
+
+
+def _cut(held: dict[str, Bytes], runs: list[tuple[str, int]]) -> list[Bytes]:
+    """Each run's share of its field, (..., bytes)."""
+    done = dict.fromkeys(held, 0)
     found = []
     for name, n in runs:
-        found.append(row[name].data[done[name] : done[name] + n])
+        found.append(held[name][..., done[name] : done[name] + n])
         done[name] += n
     return found
 
@@ -104,26 +126,40 @@ class Slot:
 
 
 class Files:
-    """A store's shards, each opened when it is first read, where `path_of` says that it is best read; that may change
-    while shards are copied nearer. Descriptors stay open until the end: a thread may be reading from any of them."""
+    """A store's shards, each opened when it is first read, or its copy once there is one. Descriptors stay open until
+    the end: a thread may be reading from any of them."""
 
-    def __init__(self, store: Store, path_of: Callable[[int], Path] | None = None) -> None:
-        self._path_of = path_of or store.paths.__getitem__
-        self._open: dict[Path, int] = {}
+    def __init__(self, store: Store) -> None:
+        self._paths = store.paths
+        self._open = np.full(len(store.paths), -1, np.int32)
+        self.copied: set[int] = set()  # shards that are read from their copies
+        self._spare: list[int] = []  # descriptors of their own files
         self._lock = threading.Lock()
-        _allow_open_files((1 if path_of is None else 2) * len(store.paths) + 256)
+        _allow_open_files(len(store.paths) + 256)
 
-    def of(self, shard: int) -> int:
-        """The descriptor of a shard. OSError where it cannot be opened."""
-        path = self._path_of(shard)
+    def of(self, shards: np.ndarray) -> np.ndarray:
+        """The descriptors of shards. OSError where one cannot be opened."""
+        found = self._open[shards]
+        if (found < 0).any():
+            with self._lock:
+                for shard in np.unique(shards[self._open[shards] < 0]):
+                    self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
+            found = self._open[shards]
+        return found
+
+    def use(self, shard: int, copy: Path) -> None:
+        """Read a shard from its copy from now on."""
         with self._lock:
-            if path not in self._open:
-                self._open[path] = os.open(path, os.O_RDONLY)
-            return self._open[path]
+            self._spare.append(int(self._open[shard]))
+            self._open[shard] = os.open(copy, os.O_RDONLY)
+            self.copied.add(shard)
 
     def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+        for fd in (*self._open.tolist(), *self._spare):
+            if fd >= 0:
+                os.close(fd)
+        self._open[:] = -1
+        self._spare = []
 
 
 def _allow_open_files(wanted: int) -> None:
@@ -135,12 +171,15 @@ def _allow_open_files(wanted: int) -> None:
 
 
 class _Work(NamedTuple):
-    """A batch that is being read. whole: its records are read as a whole, and their checksums compared."""
+    """What is read of a batch: patches in file order, and for each its place in the buffer. starts: where in that order
+    runs of neighbours begin, which are read together, and the end. whole: records are read as a whole, and their
+    checksums compared."""
 
-    numbers: list[int]
-    shards: list[int]
-    offsets: list[int]
-    sizes: list[int]
+    numbers: np.ndarray
+    shards: np.ndarray
+    offsets: np.ndarray
+    places: np.ndarray
+    starts: np.ndarray
     buffer: Buffer
     whole: bool
 
@@ -149,7 +188,8 @@ class Reader:
     """Reads patches of a store into buffers.
 
     groups: bands that are wanted, with the store's names of groups; others: further fields. check: a patch's checksum
-    is compared when it is first read. path_of: see Files. It reads inside `with reader.opened()`.
+    is compared when it is first read from the store. path_of: where a shard, by its number, is best read now; a path
+    that is not the store's is a whole copy that nobody changes. It reads inside `with reader.opened()`.
     """
 
     def __init__(
@@ -165,10 +205,12 @@ class Reader:
         self._checked = np.zeros(len(store), bool) if check else None
         self._packed = store.info.compression != "none"
         self._runs = segments(store.info.layout, groups, others)
+        self._maps = Maps(len(store.paths))
+        self._mine = threading.local()
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        with closing(Files(self._store, self._path_of)) as self._files:
+        with closing(Files(self._store)) as self._files:
             yield
 
     def buffer(self, largest: int, pinned: bool = False) -> Buffer:
@@ -177,81 +219,150 @@ class Reader:
     def submit(self, pool: ThreadPoolExecutor, numbers: np.ndarray, buffer: Buffer, ways: int) -> list[Future[None]]:
         """Begin to read the patches `numbers`, (b,), into the first b places of a buffer, as so many tasks. StoreError
         in one of them names shard and patch."""
+        here = self._staged(self._store.shard_of[numbers])
+        tasks = [pool.submit(self._gather, numbers, np.flatnonzero(here), buffer)] if here.any() else []
+        if here.all():
+            return tasks
+        work = self._work(numbers, np.flatnonzero(~here), buffer)
+        runs = range(len(work.starts) - 1)
+        shares = (runs[k * len(runs) // ways : (k + 1) * len(runs) // ways] for k in range(ways))
+        return [*tasks, *(pool.submit(self._read_runs, work, share) for share in shares)]
+
+    def _staged(self, shards: np.ndarray) -> np.ndarray:
+        """Which of the shards are mapped. Copies that have come about are mapped or opened."""
+        here = self._maps.hold(shards)
+        if self._path_of is None or here.all():
+            return here
+        others = set(shards[~here].tolist()) - self._files.copied
+        copies = {shard: path for shard in others if (path := self._path_of(shard)) != self._store.paths[shard]}
+        mapped = {shard: path for shard, path in copies.items() if path.stat().st_dev == _shared_memory()}
+        for shard in copies.keys() - mapped.keys():
+            self._files.use(shard, copies[shard])
+        if mapped:
+            self._maps.add(mapped)
+        return self._maps.hold(shards)
+
+    def _work(self, numbers: np.ndarray, places: np.ndarray, buffer: Buffer) -> _Work:
+        """A cold parallel filesystem likes patches in file order, a warm cache does not mind."""
         s = self._store
-        shards, offsets, sizes = s.shard_of[numbers], s.offset_of[numbers], s.size_of[numbers]
+        order = np.lexsort((s.offset_of[numbers[places]], s.shard_of[numbers[places]]))
+        places = places[order]
+        numbers = numbers[places]
+        shards, offsets = s.shard_of[numbers], s.offset_of[numbers]
         checking = self._checked is not None and not self._checked[numbers].all()
         whole = checking or buffer.wanted_bytes == s.dtype.itemsize
-        work = _Work(numbers.tolist(), shards.tolist(), offsets.tolist(), sizes.tolist(), buffer, whole)
-        runs = _runs(shards, offsets, sizes, most=1 if self._packed or not whole else _NEIGHBOURS)
-        shares = (runs[k * len(runs) // ways : (k + 1) * len(runs) // ways] for k in range(ways))
-        return [pool.submit(self._read_runs, work, share) for share in shares]
+        apart = np.ones(len(places) + 1, bool)
+        if whole and not self._packed:
+            apart[1:-1] = (np.diff(shards) != 0) | (np.diff(offsets) != s.dtype.itemsize)
+            apart[:: PIECES // len(buffer.whole[0])] = True
+        return _Work(numbers, shards, offsets, places, np.flatnonzero(apart), buffer, whole)
 
-    def _read_runs(self, work: _Work, runs: list[list[int]]) -> None:
-        for places in runs:
-            self._read_run(work, places)
+    def _gather(self, numbers: np.ndarray, places: np.ndarray, buffer: Buffer) -> None:
+        shards, offsets = self._store.shard_of[numbers[places]], self._store.offset_of[numbers[places]]
+        if self._packed:
+            for place, number, shard, offset in zip(places, numbers[places], shards, offsets, strict=True):
+                raw = self._maps.view(shard, offset, self._store.size_of[number])
+                self._unpack(raw, number, buffer.whole[place])
+            return
+        for start, part in buffer.parts:
+            if len(places) == len(numbers):
+                self._maps.gather(shards, offsets + start, part[: len(numbers)])
+            else:
+                some = torch.empty(len(places), part.shape[1], dtype=torch.uint8)
+                self._maps.gather(shards, offsets + start, some)
+                part[torch.from_numpy(places)] = some
 
-    def _read_run(self, work: _Work, places: list[int]) -> None:
+    def _read_runs(self, work: _Work, runs: range) -> None:
+        if self._packed or not self._read_at_once(work, runs):
+            for k in runs:
+                self._read_run(work, range(work.starts[k], work.starts[k + 1]))
+        if self._checked is not None and work.whole and runs:
+            for i in range(work.starts[runs[0]], work.starts[runs[-1] + 1]):
+                self._check(int(work.numbers[i]), work.buffer.whole[work.places[i]], self._checked)
+
+    def _read_at_once(self, work: _Work, runs: range) -> bool:
+        """All runs in one call; False where that cannot be, or one of them came short: which one, and why, is told by
+        reading them one by one."""
+        if not runs:
+            return True
+        first, last = runs[0], runs[-1] + 1
+        starts, counts = work.starts[first:last], np.diff(work.starts[first : last + 1])
+        if work.whole:
+            pieces, lead, size = work.buffer.whole_pieces, 0, self._store.dtype.itemsize
+        else:
+            pieces, lead, size = work.buffer.wanted_pieces, work.buffer.lead, work.buffer.wanted_bytes
+        pieces = pieces[work.places]  # in file order, so that those of neighbours follow each other
+        addresses = pieces.ctypes.data + pieces.strides[0] * starts
+        try:
+            files = self._files.of(work.shards[starts])
+            got = self._reads().read(files, work.offsets[starts] + lead, addresses, counts * pieces.shape[1])
+        except OSError:
+            return False
+        return bool((got == counts * size).all())
+
+    def _reads(self) -> Reads:
+        """This thread's own."""
+        if not hasattr(self._mine, "reads"):
+            self._mine.reads = Reads()
+        found: Reads = self._mine.reads
+        return found
+
+    def _read_run(self, work: _Work, run: range) -> None:
         """Records that are neighbours in a file, into their places."""
-        first = places[0]
+        first = run[0]
+        number, offset = int(work.numbers[first]), int(work.offsets[first])
         path = self._store.paths[work.shards[first]]
         try:
-            fd = self._files.of(work.shards[first])
+            fd = int(self._files.of(work.shards[first : first + 1])[0])
             if self._packed:
-                self._unpack(path, fd, work, first)
-            else:
-                self._copy(path, fd, work, places)
+                raw = os.pread(fd, int(self._store.size_of[number]), offset)
+                self._unpack(raw, number, work.buffer.whole[work.places[first]])
+                return
+            self._copy(path, fd, work, run)
         except StoreError:  # an OSError too
             raise
         except OSError as e:
-            raise StoreError(f"{path}: patch {work.numbers[first]} cannot be read: {e.strerror}; {_MEND}") from e
-        if self._checked is not None and work.whole:
-            for i in places:
-                self._check(path, work.numbers[i], work.buffer.whole[i], self._checked)
+            raise StoreError(f"{path}: patch {number} cannot be read: {e.strerror}; {_MEND}") from e
 
-    def _check(self, path: Path, number: int, pieces: list[memoryview], checked: np.ndarray) -> None:
+    def _check(self, number: int, pieces: list[memoryview], checked: np.ndarray) -> None:
         if checked[number]:
             return
         crc = 0
         for piece in pieces:
             crc = crc32(piece, crc)
         if crc != self._store.checksums[number]:
-            raise StoreError(f"{path}: patch {number} is damaged, its checksum differs; {_MEND}")
+            raise StoreError(f"{self._path(number)}: patch {number} is damaged, its checksum differs; {_MEND}")
         checked[number] = True
 
-    def _copy(self, path: Path, fd: int, work: _Work, places: list[int]) -> None:
-        first, buffer = places[0], work.buffer
+    def _copy(self, path: Path, fd: int, work: _Work, run: range) -> None:
+        first, buffer, record = run[0], work.buffer, self._store.dtype.itemsize
         if work.whole:
-            pieces, lead = [piece for i in places for piece in buffer.whole[i]], 0
-            size = len(places) * work.sizes[first]
+            pieces, lead = [piece for i in run for piece in buffer.whole[work.places[i]]], 0
+            size = len(run) * record
         else:
-            pieces, lead, size = buffer.wanted[first], buffer.lead, buffer.wanted_bytes
-        got = os.preadv(fd, pieces, work.offsets[first] + lead)
+            pieces, lead, size = buffer.wanted[work.places[first]], buffer.lead, buffer.wanted_bytes
+        got = os.preadv(fd, pieces, int(work.offsets[first]) + lead)
         if got < size:
-            cut = work.numbers[places[got // work.sizes[first]]]
+            cut = work.numbers[run[got // record]]
             raise StoreError(f"{path}: patch {cut} ends after {got} of {size} bytes; the shard is truncated; {_MEND}")
 
-    def _unpack(self, path: Path, fd: int, work: _Work, place: int) -> None:
-        raw = os.pread(fd, work.sizes[place], work.offsets[place])
+    def _unpack(self, raw: bytes | memoryview, number: int, pieces: list[memoryview]) -> None:
         try:
             record = memoryview(decoded(raw, self._store.dtype.itemsize)).cast("B")
         except ValueError as e:
-            raise StoreError(f"{path}: patch {work.numbers[place]} cannot be decompressed: {e}; {_MEND}") from e
+            raise StoreError(f"{self._path(number)}: patch {number} cannot be decompressed: {e}; {_MEND}") from e
         end = 0
-        for piece in work.buffer.whole[place]:
+        for piece in pieces:
             piece[:] = record[end : end + len(piece)]
             end += len(piece)
 
+    def _path(self, number: int) -> Path:
+        return self._store.paths[self._store.shard_of[number]]
 
-def _runs(shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, most: int) -> list[list[int]]:
-    """Places of a batch, in file order, those together that are neighbours in a file, up to `most`. A cold parallel
-    filesystem likes the order, a warm cache does not mind."""
-    order = np.lexsort((offsets, shards))
-    if most == 1:
-        return order[:, None].tolist()
-    apart = (np.diff(shards[order]) != 0) | (np.diff(offsets[order]) != sizes[order][:-1])
-    ends = [*(np.flatnonzero(apart) + 1).tolist(), len(order)]
-    starts = [0, *ends[:-1]]
-    return [order[k : min(k + most, b)].tolist() for a, b in zip(starts, ends, strict=True) for k in range(a, b, most)]
+
+def _shared_memory() -> int:
+    """The device of files that lie in memory."""
+    return os.stat("/dev/shm").st_dev
 
 
 class Ring:

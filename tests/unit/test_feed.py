@@ -1,16 +1,25 @@
 """Feeds: two implementations and a plain reference agree, and each patch comes once."""
 
+import errno
 import os
 import shutil
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jeoparda import feed
 from jeoparda.config import check
 from jeoparda.errors import RecipeError, StoreError
 from jeoparda.feed import AugmentRecipe, Feed, FeedRecipe, Plan, augment, measure, reader
+from jeoparda.feed.aio import PIECE, Reads
+from jeoparda.feed.maps import Maps
+from jeoparda.feed.reader import Reader
 from jeoparda.order import Order
 from jeoparda.store import Store
 
@@ -205,22 +214,75 @@ def test_raw_batches_are_the_store_s_own_numbers(store):
 @pytest.mark.parametrize("check", ["first", "never"])
 def test_some_bands_are_the_same_as_of_all(store, kind, bands, check):
     some, whole = make(store, kind, bands=bands, check=check, train=False), make(store, "plain", train=False)
-    places = [whole.bands.index(b) for b in some.bands]
-    assert [b for b in whole.bands if b in some.bands] == list(some.bands)  # the store's order, whatever the recipe's
-    same_grid = some.size_px == whole.size_px
+    kept, every = some.layout.bands, whole.layout.bands
+    assert [b for b in every if b in kept] == list(kept)  # the store's order, whatever the recipe's
+    places = [every.index(b) for b in kept]
+    same_grid = some.layout.size_px == whole.layout.size_px
     for _ in range(2):  # the second time nothing is compared, and less is read
         for a, b in zip(epoch(some), epoch(whole), strict=True):
             if kind == "raw":
-                first = {g.name: store.patch(b["number"][0])[g.name] for g in some.groups}
-                kept = {g.name: [store.info.groups[k].bands.index(x) for x in g.bands]
-                        for g in some.groups for k, h in enumerate(store.info.groups) if h.name == g.name}  # fmt: skip
-                assert all(np.array_equal(a[n][0], first[n][kept[n]]) for n in first)
+                first = {g.name: store.patch(b["number"][0])[g.name] for g in some.layout.groups}
+                of = {g.name: g.bands for g in store.info.groups}
+                own = {g.name: [of[g.name].index(band) for band in g.bands] for g in some.layout.groups}
+                assert all(np.array_equal(a[n][0], first[n][own[n]]) for n in first)
             elif same_grid:
                 np.testing.assert_allclose(a["image"], b["image"][:, places], atol=1e-5)
             else:
                 mean, std = (v[places][:, None, None] for v in store.statistics())
-                native = np.stack([store.band(b["number"][0], x) for x in some.bands])
+                native = np.stack([store.band(b["number"][0], x) for x in kept])
                 np.testing.assert_allclose(a["image"][0], (native - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize("bands", [(), ("B04", "B03", "B02"), ("20m", "B08", "B09")])
+@pytest.mark.parametrize("place", ["local", "shm"])
+def test_staged_copies_give_the_same_as_the_store(store, bands, place, tmp_path, monkeypatch):
+    read, calls = Reader._read_runs, []
+    monkeypatch.setattr(Reader, "_read_runs", lambda *a: (calls.append(a[0]), read(*a)))
+    with tempfile.TemporaryDirectory(dir=tmp_path if place == "local" else "/dev/shm") as folder:
+        staged = same_from_copies(store, Path(folder), FeedRecipe(kind="raw", bands=bands), calls)
+    assert (staged._reader in calls) == (place == "local")  # what is in memory is gathered, without a system call
+
+
+def same_from_copies(store: Store, folder: Path, recipe: FeedRecipe, calls: list) -> Feed:
+    """The feed that was read from copies, which come about while it is read, and gave what the store gives."""
+    there: set[int] = set()
+    copies = [Path(shutil.copy(path, folder)) for path in store.paths]
+    plan = Plan(Order(len(store), 9, 1), store.split("all"), 0, 1)
+    path_ofs = (None, lambda k: (copies if k in there else store.paths)[k])
+    own, staged = (Feed(store, plan, recipe, True, store.labels, path_of=path_of) for path_of in path_ofs)
+    for _ in range(3):
+        calls.clear()
+        for k, (a, b) in enumerate(zip(own, staged, strict=True)):
+            assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+            there.update({2 * k % 7, (2 * k + 1) % 7})
+    return staged
+
+
+@given(
+    steps=st.lists(st.integers(0, 40), min_size=1, max_size=6),
+    unit=st.sampled_from([1, 2, 4, 8]),
+    shift=st.integers(0, 9),
+    size=st.integers(1, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_bytes_are_gathered_from_any_place(tmp_path_factory, steps, unit, shift, size):
+    folder, n = tmp_path_factory.mktemp("maps"), unit * size
+    rng = np.random.default_rng(0)
+    shards = [rng.integers(256, size=5_000 + 3 * k, dtype=np.uint8) for k in range(2)]
+    for k, shard in enumerate(shards):
+        shard.tofile(folder / str(k))
+    maps = Maps(3)
+    assert not maps.hold(np.array([0])).any()
+    maps.add({k: folder / str(k) for k in range(2)})
+    numbers, offsets = np.arange(len(steps)) % 2, np.array(steps) * unit + shift
+    assert maps.hold(numbers).all() and maps.hold(np.array([0, 2])).tolist() == [True, False]
+    out = torch.zeros(len(steps), n + unit, dtype=torch.uint8)
+    maps.gather(numbers, offsets, out[:, unit:])
+    for row, k, at in zip(out.numpy(), numbers, offsets, strict=True):
+        assert np.array_equal(row[unit:], shards[k][at : at + n]) and not row[:unit].any()
+    last = np.array([len(shards[1]) - n])  # the very end of the last map
+    maps.gather(np.array([1]), last, out[:1, unit:])
+    assert np.array_equal(out[0, unit:], shards[1][-n:])
 
 
 def test_a_band_that_is_not_there_is_named(store):
@@ -262,6 +324,36 @@ def test_neighbours_in_a_file_are_read_together(store, monkeypatch):
     for batch in epoch(make(store, "raw", batch=16, block=1, threads=1, ahead=1)):
         for i, number in enumerate(batch["number"]):
             assert np.array_equal(batch["10m"][i], store.patch(number)["10m"])
+
+
+@pytest.mark.parametrize("bands", [(), ("B04", "B03", "B02")])
+def test_without_reads_at_once_the_same_is_read_one_by_one(store, bands, monkeypatch):
+    """As where a container forbids them."""
+
+    def forbidden(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    at_once = epoch(make(store, "raw", bands=bands, check="never"))
+    monkeypatch.setattr(reader.Reads, "__init__", forbidden)
+    for a, b in zip(at_once, epoch(make(store, "raw", bands=bands, check="never")), strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_many_reads_in_one_call(tmp_path):
+    data = np.random.default_rng(0).integers(256, size=100_000, dtype=np.uint8)
+    data.tofile(tmp_path / "file")
+    at = np.random.default_rng(1).integers(0, len(data), 150)
+    out = np.zeros((150, 2, 30), np.uint8)
+    pieces = np.zeros((150, 2), PIECE)
+    pieces["address"] = out.ctypes.data + 30 * np.arange(300).reshape(150, 2)
+    pieces["size"] = 30
+    with open(tmp_path / "file", "rb") as f:
+        files = np.full(150, f.fileno())
+        got = Reads(depth=64).read(files, at, pieces.ctypes.data + 32 * np.arange(150), np.full(150, 2))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            Reads(depth=64).read(np.full(3, -1), at[:3], pieces.ctypes.data + 32 * np.arange(3), np.full(3, 2))
+    for k, (start, n) in enumerate(zip(at, got, strict=True)):
+        assert n == min(60, len(data) - start) and np.array_equal(out[k].ravel()[:n], data[start : start + n])
 
 
 def test_the_pace_is_the_fewest_threads_that_are_fast_enough(store):
