@@ -7,16 +7,18 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from jeoparda.feed.reader import Reader
 
 _THREADS = (1, 2, 4, 8, 16)
-_AT_ONCE = 32  # patches, each read for the first time, as it may be cold
+_PART = 16  # patches that a thread reads by itself, each for the first time, as it may be cold
+_PARTS = 4  # at once, or as many as there are threads
 _LONG_ENOUGH_S = 0.02  # for each number of threads
-_MOST = 8  # such samples for each number of threads
-SAMPLE = _AT_ONCE * _MOST * len(_THREADS)  # patches that a measurement takes at the most
+_MOST = 4  # samples for each number of threads
+SAMPLE = _MOST * _PART * sum(max(_PARTS, t) for t in _THREADS)  # patches that a measurement takes at the most
 _ENOUGH = 0.9  # of the best rate: fewer threads leave more to others
 _AHEAD = 2, 8  # batches, at least and at most
 
@@ -38,26 +40,29 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     """
     if not len(numbers):  # a rank may have no patch
         return Pace(_THREADS[0], _AHEAD[0], {})
-    sample = min(_AT_ONCE, max(1, len(numbers) // len(_THREADS)))
-    samples = iter([numbers[i : i + sample] for i in range(0, len(numbers), sample)])
-    most = max(1, min(_MOST, len(numbers) // sample // len(_THREADS)))
-    buffer = reader.buffer(sample)
+    if reader.staged(numbers).all():  # two threads fill what one leaves of the memory's rate, and nothing ever waits
+        return Pace(2, _AHEAD[0], {})
+    part = int(np.clip(len(numbers) * _PART // SAMPLE, 1, _PART))
+    parts = iter([numbers[i : i + part] for i in range(0, len(numbers), part)])
+    buffers = [cache(lambda: reader.buffer(part)) for _ in range(max(_THREADS))]  # made when first asked for
     rates: dict[int, float] = {}
     waits: list[float] = []
     for threads in _THREADS:
         with ThreadPoolExecutor(threads) as pool:
             pool.submit(len, ()).result()
             took = 0.0
-            for some in itertools.islice(samples, most):
+            for _ in range(_MOST):
+                some = list(itertools.islice(parts, max(_PARTS, threads)))
+                if not some or took > _LONG_ENOUGH_S:
+                    break
                 start = time.perf_counter()
-                for task in reader.submit(pool, some, buffer, threads):
+                begun = [reader.submit(pool, own, buffer, 1) for own, buffer in zip(some, buffers, strict=False)]
+                for task in itertools.chain(*begun):
                     task.result()
                 waits.append(time.perf_counter() - start)
                 # the best of them: a hiccup says nothing about the number of threads
-                rates[threads] = max(rates.get(threads, 0.0), len(some) / waits[-1])
+                rates[threads] = max(rates.get(threads, 0.0), sum(map(len, some)) / waits[-1])
                 took += waits[-1]
-                if took > _LONG_ENOUGH_S:
-                    break
     best = max(rates.values())
     threads = next(t for t, rate in rates.items() if rate >= _ENOUGH * best)
     return Pace(threads, int(np.clip(1 + np.ceil(max(waits) * best / batch), *_AHEAD)), rates)

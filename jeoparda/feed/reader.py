@@ -50,16 +50,29 @@ def segments(layout: Layout, groups: Sequence[Group], others: Sequence[str]) -> 
     return [(name, n) for name, n in joined if n]
 
 
+class Wanted:
+    """What is wanted of a record, as `segments` cut it into runs. first, last: the range of runs from the first to the
+    last that is wanted; lead, size: the bytes before it and in it."""
+
+    def __init__(self, runs: list[tuple[str, int]]) -> None:
+        places = [i for i, (name, _) in enumerate(runs) if name]
+        self.runs = runs
+        self.first, self.last = places[0], places[-1] + 1
+        self.lead = sum(n for _, n in runs[: self.first])
+        self.size = sum(n for _, n in runs[self.first : self.last])
+
+
 class Buffer:
     """Memory for a batch of up to `largest` records.
 
     fields: by name, (largest, ...). whole: for each record the pieces of memory that it is read into, in file order;
-    wanted: the same without what nobody wants before and after, which is `lead` bytes before; whole_pieces and
-    wanted_pieces: both as the kernel takes them. parts: each run of bytes that is wanted, as (its first byte in a
-    record, its place in the fields, (largest, bytes) uint8).
+    wanted: the same without what nobody wants before and after; whole_pieces and wanted_pieces: both as the kernel
+    takes them. parts: each run of bytes that is wanted, as (its first byte in a record, its place in the fields,
+    (largest, bytes) uint8).
     """
 
-    def __init__(self, layout: Layout, runs: list[tuple[str, int]], largest: int, pinned: bool) -> None:
+    def __init__(self, layout: Layout, w: Wanted, largest: int, pinned: bool) -> None:
+        runs = w.runs
         sizes: dict[str, int] = {}
         for name, n in runs:
             sizes[name] = sizes.get(name, 0) + n
@@ -73,14 +86,9 @@ class Buffer:
         starts = itertools.accumulate((n for _, n in runs), initial=0)
         parts = _cut({name: torch.from_numpy(a) for name, a in held.items()}, runs)
         self.parts = [(start, part) for (name, _), start, part in zip(runs, starts, parts, strict=False) if name]
-        names = [name for name, _ in runs]
-        first = next(i for i, name in enumerate(names) if name)
-        last = len(names) - next(i for i, name in enumerate(reversed(names)) if name)
-        self.lead = sum(n for _, n in runs[:first])
-        self.wanted = [row[first:last] for row in self.whole]
+        self.wanted = [row[w.first : w.last] for row in self.whole]
         self.whole_pieces = np.array([[_address(piece) for piece in row] for row in self.whole], PIECE)
-        self.wanted_pieces = np.ascontiguousarray(self.whole_pieces[:, first:last])
-        self.wanted_bytes = sum(n for _, n in runs[first:last])
+        self.wanted_pieces = np.ascontiguousarray(self.whole_pieces[:, w.first : w.last])
 
 
 def _of_bands(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -180,7 +188,7 @@ class _Work(NamedTuple):
     offsets: np.ndarray
     places: np.ndarray
     starts: np.ndarray
-    buffer: Buffer
+    buffer: Callable[[], Buffer]
     whole: bool
 
 
@@ -204,7 +212,7 @@ class Reader:
         self._path_of = path_of
         self._checked = np.zeros(len(store), bool) if check else None
         self._packed = store.info.compression != "none"
-        self._runs = segments(store.info.layout, groups, others)
+        self._wanted = Wanted(segments(store.info.layout, groups, others))
         self._maps = Maps(len(store.paths))
         self._mine = threading.local()
 
@@ -214,12 +222,14 @@ class Reader:
             yield
 
     def buffer(self, largest: int, pinned: bool = False) -> Buffer:
-        return Buffer(self._store.info.layout, self._runs, largest, pinned)
+        return Buffer(self._store.info.layout, self._wanted, largest, pinned)
 
-    def submit(self, pool: ThreadPoolExecutor, numbers: np.ndarray, buffer: Buffer, ways: int) -> list[Future[None]]:
-        """Begin to read the patches `numbers`, (b,), into the first b places of a buffer, as so many tasks. StoreError
-        in one of them names shard and patch."""
-        here = self._staged(self._store.shard_of[numbers])
+    def submit(
+        self, pool: ThreadPoolExecutor, numbers: np.ndarray, buffer: Callable[[], Buffer], ways: int
+    ) -> list[Future[None]]:
+        """Begin to read the patches `numbers`, (b,), into the first b places of a buffer, as so many tasks, which ask
+        for it when they begin. StoreError in one of them names shard and patch."""
+        here = self.staged(numbers)
         tasks = [pool.submit(self._gather, numbers, np.flatnonzero(here), buffer)] if here.any() else []
         if here.all():
             return tasks
@@ -228,8 +238,9 @@ class Reader:
         shares = (runs[k * len(runs) // ways : (k + 1) * len(runs) // ways] for k in range(ways))
         return [*tasks, *(pool.submit(self._read_runs, work, share) for share in shares)]
 
-    def _staged(self, shards: np.ndarray) -> np.ndarray:
-        """Which of the shards are mapped. Copies that have come about are mapped or opened."""
+    def staged(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of the patches lie in memory, (b,) bool. Copies that have come about are mapped or opened."""
+        shards = self._store.shard_of[numbers]
         here = self._maps.hold(shards)
         if self._path_of is None or here.all():
             return here
@@ -242,7 +253,7 @@ class Reader:
             self._maps.add(mapped)
         return self._maps.hold(shards)
 
-    def _work(self, numbers: np.ndarray, places: np.ndarray, buffer: Buffer) -> _Work:
+    def _work(self, numbers: np.ndarray, places: np.ndarray, buffer: Callable[[], Buffer]) -> _Work:
         """A cold parallel filesystem likes patches in file order, a warm cache does not mind."""
         s = self._store
         order = np.lexsort((s.offset_of[numbers[places]], s.shard_of[numbers[places]]))
@@ -250,21 +261,21 @@ class Reader:
         numbers = numbers[places]
         shards, offsets = s.shard_of[numbers], s.offset_of[numbers]
         checking = self._checked is not None and not self._checked[numbers].all()
-        whole = checking or buffer.wanted_bytes == s.dtype.itemsize
+        whole = checking or self._wanted.size == s.dtype.itemsize
         apart = np.ones(len(places) + 1, bool)
         if whole and not self._packed:
             apart[1:-1] = (np.diff(shards) != 0) | (np.diff(offsets) != s.dtype.itemsize)
-            apart[:: PIECES // len(buffer.whole[0])] = True
+            apart[:: PIECES // len(self._wanted.runs)] = True
         return _Work(numbers, shards, offsets, places, np.flatnonzero(apart), buffer, whole)
 
-    def _gather(self, numbers: np.ndarray, places: np.ndarray, buffer: Buffer) -> None:
+    def _gather(self, numbers: np.ndarray, places: np.ndarray, buffer: Callable[[], Buffer]) -> None:
         shards, offsets = self._store.shard_of[numbers[places]], self._store.offset_of[numbers[places]]
         if self._packed:
             for place, number, shard, offset in zip(places, numbers[places], shards, offsets, strict=True):
                 raw = self._maps.view(shard, offset, self._store.size_of[number])
-                self._unpack(raw, number, buffer.whole[place])
+                self._unpack(raw, number, buffer().whole[place])
             return
-        for start, part in buffer.parts:
+        for start, part in buffer().parts:
             if len(places) == len(numbers):
                 self._maps.gather(shards, offsets + start, part[: len(numbers)])
             else:
@@ -278,7 +289,7 @@ class Reader:
                 self._read_run(work, range(work.starts[k], work.starts[k + 1]))
         if self._checked is not None and work.whole and runs:
             for i in range(work.starts[runs[0]], work.starts[runs[-1] + 1]):
-                self._check(int(work.numbers[i]), work.buffer.whole[work.places[i]], self._checked)
+                self._check(int(work.numbers[i]), work.buffer().whole[work.places[i]], self._checked)
 
     def _read_at_once(self, work: _Work, runs: range) -> bool:
         """All runs in one call; False where that cannot be, or one of them came short: which one, and why, is told by
@@ -288,9 +299,9 @@ class Reader:
         first, last = runs[0], runs[-1] + 1
         starts, counts = work.starts[first:last], np.diff(work.starts[first : last + 1])
         if work.whole:
-            pieces, lead, size = work.buffer.whole_pieces, 0, self._store.dtype.itemsize
+            pieces, lead, size = work.buffer().whole_pieces, 0, self._store.dtype.itemsize
         else:
-            pieces, lead, size = work.buffer.wanted_pieces, work.buffer.lead, work.buffer.wanted_bytes
+            pieces, lead, size = work.buffer().wanted_pieces, self._wanted.lead, self._wanted.size
         pieces = pieces[work.places]  # in file order, so that those of neighbours follow each other
         addresses = pieces.ctypes.data + pieces.strides[0] * starts
         try:
@@ -316,7 +327,7 @@ class Reader:
             fd = int(self._files.of(work.shards[first : first + 1])[0])
             if self._packed:
                 raw = os.pread(fd, int(self._store.size_of[number]), offset)
-                self._unpack(raw, number, work.buffer.whole[work.places[first]])
+                self._unpack(raw, number, work.buffer().whole[work.places[first]])
                 return
             self._copy(path, fd, work, run)
         except StoreError:  # an OSError too
@@ -335,12 +346,12 @@ class Reader:
         checked[number] = True
 
     def _copy(self, path: Path, fd: int, work: _Work, run: range) -> None:
-        first, buffer, record = run[0], work.buffer, self._store.dtype.itemsize
+        first, buffer, record = run[0], work.buffer(), self._store.dtype.itemsize
         if work.whole:
             pieces, lead = [piece for i in run for piece in buffer.whole[work.places[i]]], 0
             size = len(run) * record
         else:
-            pieces, lead, size = buffer.wanted[work.places[first]], buffer.lead, buffer.wanted_bytes
+            pieces, lead, size = buffer.wanted[work.places[first]], self._wanted.lead, self._wanted.size
         got = os.preadv(fd, pieces, int(work.offsets[first]) + lead)
         if got < size:
             cut = work.numbers[run[got // record]]
@@ -365,6 +376,21 @@ def _shared_memory() -> int:
     return os.stat("/dev/shm").st_dev
 
 
+class _Claim:
+    """A batch's buffer: the one that was given back last, when it is first asked for. So as long as the consumer is
+    faster than the readers, the same few are used, which the processor's cache holds."""
+
+    def __init__(self, free: deque[Buffer]) -> None:
+        self._free = free
+        self._lock = threading.Lock()
+        self._buffer: Buffer | None = None
+
+    def __call__(self) -> Buffer:
+        with self._lock:
+            self._buffer = self._buffer or self._free.pop()
+            return self._buffer
+
+
 class Ring:
     """Batches of records, read ahead into `depth` buffers of up to `largest` patches each; one reading at a time.
 
@@ -377,27 +403,31 @@ class Ring:
         self._ways = -(-threads // max(1, depth - 2))  # tasks a batch: two buffers are with those who use them
         self._buffers = [reader.buffer(largest, pinned) for _ in range(depth)]
         self._free: deque[Buffer] = deque()
+        self._lent = 0
 
     def release(self, slot: Slot) -> None:
         """Say that nothing looks at this slot's fields any more."""
         self._free.append(slot.buffer)
+        self._lent -= 1
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[Slot, None, None]:
         """A slot for each array of patch numbers, in order. Ends its threads when closed or exhausted."""
-        self._free = deque(self._buffers)
+        self._free, self._lent = deque(self._buffers), 0
         todo = iter(batches)
-        begun: deque[tuple[np.ndarray, Buffer, list[Future[None]]]] = deque()
+        begun: deque[tuple[np.ndarray, _Claim, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, "feed-read")
         try:
             while True:
-                while self._free and (numbers := next(todo, None)) is not None:
-                    buffer = self._free.popleft()
-                    begun.append((numbers, buffer, self._reader.submit(pool, numbers, buffer, self._ways)))
+                while len(begun) + self._lent < len(self._buffers) and (numbers := next(todo, None)) is not None:
+                    claim = _Claim(self._free)
+                    begun.append((numbers, claim, self._reader.submit(pool, numbers, claim, self._ways)))
                 if not begun:
                     return
-                numbers, buffer, tasks = begun.popleft()
+                numbers, claim, tasks = begun.popleft()
                 for task in tasks:
                     task.result()
+                buffer = claim()
+                self._lent += 1
                 yield Slot(numbers, {name: x[: len(numbers)] for name, x in buffer.fields.items()}, buffer)
         finally:
             pool.shutdown(cancel_futures=True)

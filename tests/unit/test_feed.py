@@ -240,6 +240,7 @@ def test_staged_copies_give_the_same_as_the_store(store, bands, place, tmp_path,
     monkeypatch.setattr(Reader, "_read_runs", lambda *a: (calls.append(a[0]), read(*a)))
     with tempfile.TemporaryDirectory(dir=tmp_path if place == "local" else "/dev/shm") as folder:
         staged = same_from_copies(store, Path(folder), FeedRecipe(kind="raw", bands=bands), calls)
+    assert place == "local" or measure.pace(staged._reader, np.arange(len(store)), 9) == measure.Pace(2, 2, {})
     assert (staged._reader in calls) == (place == "local")  # what is in memory is gathered, without a system call
 
 
@@ -360,11 +361,14 @@ def test_the_pace_is_the_fewest_threads_that_are_fast_enough(store):
     class Pretended:
         """Reads at 1,000 patches/s a thread, up to 4 threads."""
 
+        def staged(self, numbers):
+            return np.zeros(len(numbers), bool)
+
         def buffer(self, largest):
             return None
 
         def submit(self, pool, numbers, buffer, ways):
-            clock[0] += len(numbers) / (1000 * min(ways, 4))
+            clock[0] += len(numbers) / (1000 * min(pool._max_workers, 4))
             return []
 
     clock = [0.0]
