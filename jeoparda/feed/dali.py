@@ -6,7 +6,6 @@ GPU the same pipeline moves the digital numbers over the bus and does the rest t
 buffer is known to be free again: when its own batch has come out.
 """
 
-import ctypes
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,7 +153,6 @@ class Line:
             for more in islice(slots, 1):
                 waiting.append(self._feed(*more))
                 self._pipeline.schedule_run()
-        _give_back()
 
     def _feed(self, slot: Slot, draws: Draws) -> tuple[Slot, Draws]:
         for name, batch in inputs(self._work, slot, draws):
@@ -167,10 +165,3 @@ class Line:
         for _ in range(1 if self._fresh else count):
             self._pipeline.schedule_run()
         self._fresh = False
-
-
-def _give_back() -> None:
-    """What DALI's threads have freed, to the kernel: left to itself malloc keeps it in pieces, hundreds of MB after
-    some hundred batches. Only glibc has this, and needs it."""
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
