@@ -22,8 +22,8 @@ class Maps:
     def __init__(self, shards: int) -> None:
         self._bases = np.zeros(shards, np.int64)  # addresses; 0: not here
         self._held: dict[int, torch.Tensor] = {}
-        self._first = 0  # address of `_memory`
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        # an address, and the memory from there on; one value, as threads gather while maps are added
+        self._span = 0, torch.empty(0, dtype=torch.uint8)
 
     def add(self, copies: dict[int, Path]) -> None:
         """Shards that are not here yet, and where their copies are."""
@@ -32,10 +32,10 @@ class Maps:
             held = torch.from_file(str(copy), shared=False, size=copy.stat().st_size, dtype=torch.uint8)
             self._held[shard], self._bases[shard] = held, held.data_ptr()
         ends = [held.data_ptr() + len(held) for held in self._held.values()]
-        self._first = min(held.data_ptr() for held in self._held.values())
+        first = min(held.data_ptr() for held in self._held.values())
         # over all maps and whatever lies between them; a map ends with its last page
-        span = -(-(max(ends) - self._first) // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._memory = torch.frombuffer((ctypes.c_uint8 * span).from_address(self._first), dtype=torch.uint8)
+        size = -(-(max(ends) - first) // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._span = first, torch.frombuffer((ctypes.c_uint8 * size).from_address(first), dtype=torch.uint8)
 
     def hold(self, shards: np.ndarray) -> np.ndarray:
         """Which of these shards are here, (b,) bool."""
@@ -47,9 +47,10 @@ class Maps:
 
     def gather(self, shards: np.ndarray, offsets: np.ndarray, out: torch.Tensor) -> None:
         """Row i of `out`, (b, n) uint8, becomes the n bytes of shard `shards[i]` from the byte `offsets[i]` on."""
-        places = self._bases[shards] - self._first + offsets
+        first, memory = self._span
+        places = self._bases[shards] - first + offsets
         step = math.gcd(int(np.gcd.reduce(places)), out.shape[1], out.stride(0), out.data_ptr(), max(_ITEMS))
-        items = self._memory.view(_ITEMS[step])
+        items = memory.view(_ITEMS[step])
         n = out.shape[1] // step
         rows = items.as_strided((len(items) - n + 1, n), (1, 1))  # they overlap; of them only mapped ones are looked at
         torch.index_select(rows, 0, torch.from_numpy(places // step), out=out.view(_ITEMS[step]))

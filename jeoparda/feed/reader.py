@@ -271,9 +271,10 @@ class Reader:
     def _gather(self, numbers: np.ndarray, places: np.ndarray, buffer: Callable[[], Buffer]) -> None:
         shards, offsets = self._store.shard_of[numbers[places]], self._store.offset_of[numbers[places]]
         if self._packed:
+            pieces = buffer().whole
             for place, number, shard, offset in zip(places, numbers[places], shards, offsets, strict=True):
                 raw = self._maps.view(shard, offset, self._store.size_of[number])
-                self._unpack(raw, number, buffer().whole[place])
+                self._unpack(raw, number, pieces[place])
             return
         for start, part in buffer().parts:
             if len(places) == len(numbers):
@@ -288,8 +289,12 @@ class Reader:
             for k in runs:
                 self._read_run(work, range(work.starts[k], work.starts[k + 1]))
         if self._checked is not None and work.whole and runs:
-            for i in range(work.starts[runs[0]], work.starts[runs[-1] + 1]):
-                self._check(int(work.numbers[i]), work.buffer().whole[work.places[i]], self._checked)
+            own = slice(work.starts[runs[0]], work.starts[runs[-1] + 1])
+            unknown = ~self._checked[work.numbers[own]]
+            pieces = work.buffer().whole
+            for number, place in zip(work.numbers[own][unknown].tolist(), work.places[own][unknown], strict=True):
+                self._check(number, pieces[place])
+            self._checked[work.numbers[own]] = True
 
     def _read_at_once(self, work: _Work, runs: range) -> bool:
         """All runs in one call; False where that cannot be, or one of them came short: which one, and why, is told by
@@ -335,15 +340,12 @@ class Reader:
         except OSError as e:
             raise StoreError(f"{path}: patch {number} cannot be read: {e.strerror}; {_MEND}") from e
 
-    def _check(self, number: int, pieces: list[memoryview], checked: np.ndarray) -> None:
-        if checked[number]:
-            return
+    def _check(self, number: int, pieces: list[memoryview]) -> None:
         crc = 0
         for piece in pieces:
             crc = crc32(piece, crc)
         if crc != self._store.checksums[number]:
             raise StoreError(f"{self._path(number)}: patch {number} is damaged, its checksum differs; {_MEND}")
-        checked[number] = True
 
     def _copy(self, path: Path, fd: int, work: _Work, run: range) -> None:
         first, buffer, record = run[0], work.buffer(), self._store.dtype.itemsize

@@ -286,6 +286,30 @@ def test_bytes_are_gathered_from_any_place(tmp_path_factory, steps, unit, shift,
     assert np.array_equal(out[0, unit:], shards[1][-n:])
 
 
+def test_bytes_are_gathered_while_maps_are_added(tmp_path):
+    for k in range(400):
+        np.full(9_000, k % 251, np.uint8).tofile(tmp_path / str(k))
+    maps, wrong, ended = Maps(400), [], threading.Event()
+    maps.add({0: tmp_path / "0"})
+
+    def gather():
+        out = torch.empty(8, 4_000, dtype=torch.uint8)
+        while not ended.is_set():
+            out.fill_(255)
+            maps.gather(np.zeros(8, np.int64), np.arange(8) * 8, out)
+            wrong.extend(out[out != 0].tolist())
+
+    threads = [threading.Thread(target=gather) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for k in range(1, 400):
+        maps.add({k: tmp_path / str(k)})
+    ended.set()
+    for t in threads:
+        t.join()
+    assert wrong == []
+
+
 def test_a_band_that_is_not_there_is_named(store):
     with pytest.raises(RecipeError, match=r"feed\.bands: the store has no 'B10'; it has 10m, 20m, 60m, B02"):
         make(store, bands=("B10",))
