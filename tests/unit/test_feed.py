@@ -3,8 +3,11 @@
 import errno
 import os
 import shutil
+import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +289,17 @@ def test_bytes_are_gathered_from_any_place(tmp_path_factory, steps, unit, shift,
     assert np.array_equal(out[0, unit:], shards[1][-n:])
 
 
+@contextmanager
+def often_interrupted():
+    """Threads take turns a thousand times as often as usual."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 1000)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
 def test_bytes_are_gathered_while_maps_are_added(tmp_path):
     for k in range(400):
         np.full(9_000, k % 251, np.uint8).tofile(tmp_path / str(k))
@@ -299,14 +313,13 @@ def test_bytes_are_gathered_while_maps_are_added(tmp_path):
             maps.gather(np.zeros(8, np.int64), np.arange(8) * 8, out)
             wrong.extend(out[out != 0].tolist())
 
-    threads = [threading.Thread(target=gather) for _ in range(2)]
-    for t in threads:
-        t.start()
-    for k in range(1, 400):
-        maps.add({k: tmp_path / str(k)})
-    ended.set()
-    for t in threads:
-        t.join()
+    with ThreadPoolExecutor(2) as pool, often_interrupted():
+        tasks = [pool.submit(gather) for _ in range(2)]
+        for k in range(1, 400):
+            maps.add({k: tmp_path / str(k)})
+        ended.set()
+        for task in tasks:
+            task.result()
     assert wrong == []
 
 
