@@ -1,0 +1,105 @@
+"""Memory for batches: which bytes of a record go where, so that each field of a batch lies together."""
+
+import itertools
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from jeoparda.feed.aio import PIECE
+from jeoparda.store import Group, Layout
+
+
+def segments(layout: Layout, groups: Sequence[Group], others: Sequence[str]) -> list[tuple[str, int]]:
+    """A record as runs of bytes, (field, length), for the bands of `groups` and the fields `others`; "" is for what is
+    not wanted, padding included."""
+    stored = {g.name: g.bands for g in layout.groups}
+    wanted = {g.name: g.bands for g in groups}
+    dtype = layout.dtype()
+    runs: list[tuple[str, int]] = []
+    end = 0
+    for name, (kind, first, *_) in (dtype.fields or {}).items():
+        runs.append(("", first - end))
+        if name in stored:
+            size = kind.itemsize // len(stored[name])
+            runs += [(name if band in wanted.get(name, ()) else "", size) for band in stored[name]]
+        else:
+            runs.append((name if name in others else "", kind.itemsize))
+        end = first + kind.itemsize
+    runs.append(("", dtype.itemsize - end))
+    joined = [(name, sum(n for _, n in run)) for name, run in itertools.groupby(runs, key=lambda r: r[0])]
+    return [(name, n) for name, n in joined if n]
+
+
+class Wanted:
+    """What is wanted of a record, as `segments` cut it into runs. first, last: the range of runs from the first to the
+    last that is wanted; lead, size: the bytes before it and in it."""
+
+    def __init__(self, runs: list[tuple[str, int]]) -> None:
+        places = [i for i, (name, _) in enumerate(runs) if name]
+        self.runs = runs
+        self.first, self.last = places[0], places[-1] + 1
+        self.lead = sum(n for _, n in runs[: self.first])
+        self.size = sum(n for _, n in runs[self.first : self.last])
+
+
+class Buffer:
+    """Memory for a batch of up to `largest` records.
+
+    fields: by name, (largest, ...). whole: for each record the pieces of memory that it is read into, in file order;
+    wanted: the same without what nobody wants before and after; whole_pieces and wanted_pieces: both as the kernel
+    takes them. parts: each run of bytes that is wanted, as (its first byte in a record, its place in the fields,
+    (largest, bytes) uint8).
+    """
+
+    def __init__(self, layout: Layout, w: Wanted, largest: int, pinned: bool) -> None:
+        runs = w.runs
+        sizes: dict[str, int] = {}
+        for name, n in runs:
+            sizes[name] = sizes.get(name, 0) + n
+        held = {name: _memory((largest, n), pinned and bool(name)) for name, n in sizes.items()}
+        shapes = layout.fields()
+        self.fields = {
+            name: held[name].view(np.dtype(shapes[name][0])).reshape(largest, *_of_bands(shapes[name][1]))
+            for name in sizes if name
+        }  # fmt: skip
+        self.whole = [[part.data for part in _cut({k: a[i] for k, a in held.items()}, runs)] for i in range(largest)]
+        starts = itertools.accumulate((n for _, n in runs), initial=0)
+        parts = _cut({name: torch.from_numpy(a) for name, a in held.items()}, runs)
+        self.parts = [(start, part) for (name, _), start, part in zip(runs, starts, parts, strict=False) if name]
+        self.wanted = [row[w.first : w.last] for row in self.whole]
+        self.whole_pieces = np.array([[_address(piece) for piece in row] for row in self.whole], PIECE)
+        self.wanted_pieces = np.ascontiguousarray(self.whole_pieces[:, w.first : w.last])
+
+
+def _of_bands(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(band, row, col) with as many bands as are wanted."""
+    return (-1, *shape[1:]) if len(shape) == 3 else shape
+
+
+def _memory(shape: tuple[int, int], pinned: bool) -> np.ndarray:
+    """Touched once, here, so that the kernel hands out its pages before a batch waits for them; numpy asks for huge
+    ones, into which it copies faster."""
+    if pinned:
+        return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    memory = np.empty(shape, np.uint8)
+    memory.fill(0)
+    return memory
+
+
+def _address(piece: memoryview) -> tuple[int, int]:
+    return np.frombuffer(piece, np.uint8).ctypes.data, len(piece)
+
+
+Bytes = TypeVar("Bytes", np.ndarray, torch.Tensor)
+
+
+def _cut(held: dict[str, Bytes], runs: list[tuple[str, int]]) -> list[Bytes]:
+    """Each run's share of its field, (..., bytes)."""
+    done = dict.fromkeys(held, 0)
+    found = []
+    for name, n in runs:
+        found.append(held[name][..., done[name] : done[name] + n])
+        done[name] += n
+    return found
