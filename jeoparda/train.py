@@ -267,7 +267,6 @@ def _agree(t: Training, loss_sum: float) -> str:
 def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRequest) -> Training:
     check_images(r.feed)
     device, cores = device_of(comm), cores_of(comm)
-    path_of = None if r.feed.stage == "none" else stage.path
     feeds = {}
     for split in ("train", "val"):
         numbers, train = store.split(split), split == "train"
@@ -275,7 +274,7 @@ def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopR
         order = Order(len(numbers), r.batch, r.seed, shuffle=train, block=r.feed.block, unit=unit)
         labels = _shuffled(store, numbers, r.seed) if r.control != "none" and train else store.labels
         plan = Plan(order, numbers, comm.rank, comm.size)
-        feeds[split] = Feed(store, plan, r.feed, train, labels, device=device, cores=cores, path_of=path_of)
+        feeds[split] = Feed(store, plan, r.feed, train, labels, device=device, cores=cores, path_of=stage.path_of)
     order = feeds["train"].plan.order
     if order.count // order.steps <= (comm.size - 1) * order.unit:  # the smallest step
         raise RecipeError(
@@ -371,6 +370,7 @@ def _resume(t: Training) -> None:
     state = t.comm.broadcast(found[1] if found else None, "train.resume")
     if state is None:
         return
+    # checkpoints of before that key were of runs with real batches
     was, now = {"feed.synthetic": False} | _flat(state["recipe"]), _flat(_identity(t.r))
     changed = [f"{k}: was {was.get(k)}, now {now.get(k)}" for k in sorted(was | now) if was.get(k) != now.get(k)]
     if state["about"]["store"] != t.store.digest:

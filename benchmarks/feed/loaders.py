@@ -44,7 +44,7 @@ def feed(folder: Path, options: dict[str, Any]) -> Epoch:
     plan = Plan(Order(len(numbers), BATCH, 0, block=r.block, unit=2), numbers, 0, 1)
     stage = Stage(store, r.stage, r.stage_folder, numbers, Single())
     stage.wait()
-    made = Feed(store, plan, r, True, store.labels, path_of=stage.path)
+    made = Feed(store, plan, r, True, store.labels, path_of=stage.path_of)
     return lambda: iter(made)
 
 

@@ -33,8 +33,8 @@ def segments(layout: Layout, groups: Sequence[Group], others: Sequence[str]) -> 
 
 
 class Wanted:
-    """What is wanted of a record, as `segments` cut it into runs. first, last: the range of runs from the first to the
-    last that is wanted; lead, size: the bytes before it and in it."""
+    """What is wanted of a record, as `segments` cut it into runs. first, last: the runs from the first that is wanted
+    to one past the last; lead, size: bytes before them and in them."""
 
     def __init__(self, runs: list[tuple[str, int]]) -> None:
         places = [i for i, (name, _) in enumerate(runs) if name]
@@ -74,13 +74,13 @@ class Buffer:
 
 
 def _of_bands(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(band, row, col) with as many bands as are wanted."""
+    """(band, row, col) with as many bands as there are bytes for; (row, col) as it is."""
     return (-1, *shape[1:]) if len(shape) == 3 else shape
 
 
 def _memory(shape: tuple[int, int], pinned: bool) -> np.ndarray:
-    """Touched once, here, so that the kernel hands out its pages before a batch waits for them; numpy asks for huge
-    ones, into which it copies faster."""
+    """(record, bytes) uint8, touched once, here, so that the kernel hands out its pages before a batch waits for them;
+    numpy asks for huge ones, into which it copies faster."""
     if pinned:
         return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
     memory = np.empty(shape, np.uint8)
@@ -89,6 +89,7 @@ def _memory(shape: tuple[int, int], pinned: bool) -> np.ndarray:
 
 
 def _address(piece: memoryview) -> tuple[int, int]:
+    """Address and size in bytes, as a PIECE has them."""
     return np.frombuffer(piece, np.uint8).ctypes.data, len(piece)
 
 

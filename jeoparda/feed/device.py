@@ -29,8 +29,8 @@ def _tensors(slot: Slot) -> Fields:
 
 
 def _copied(ring: Ring, drawn: Drawn, device: torch.device) -> Iterator[tuple[np.ndarray, Draws, Fields]]:
-    """One batch is on its way while the one before is worked on. A buffer goes back to the ring when its copy is done,
-    and whoever uses the copy waits for it on the device, not here."""
+    """One batch is on its way while the one before is worked on. A batch is given out, and its buffer back to the ring,
+    when its copy is done: this waits for that, by then seldom long."""
     side = torch.cuda.Stream(device)
     waiting: deque[tuple[Slot, Draws, Fields, torch.cuda.Event]] = deque()
 

@@ -7,10 +7,11 @@ import itertools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 
 import numpy as np
 
+from jeoparda.feed.buffer import Buffer
 from jeoparda.feed.reader import Reader
 
 _THREADS = (1, 2, 4, 8, 16)
@@ -44,7 +45,7 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
         return Pace(2, _AHEAD[0], {})
     part = int(np.clip(len(numbers) * _PART // SAMPLE, 1, _PART))
     parts = iter([numbers[i : i + part] for i in range(0, len(numbers), part)])
-    buffers = [cache(lambda: reader.buffer(part)) for _ in range(max(_THREADS))]  # made when first asked for
+    buffers = [partial(_itself, reader.buffer(part)) for _ in range(max(_THREADS))]
     rates: dict[int, float] = {}
     waits: list[float] = []
     for threads in _THREADS:
@@ -66,3 +67,7 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     best = max(rates.values())
     threads = next(t for t, rate in rates.items() if rate >= _ENOUGH * best)
     return Pace(threads, int(np.clip(1 + np.ceil(max(waits) * best / batch), *_AHEAD)), rates)
+
+
+def _itself(buffer: Buffer) -> Buffer:
+    return buffer

@@ -61,12 +61,18 @@ def room_bytes(place: Path) -> int:
 def allowed_files(shards: int) -> int:
     """How many of a store's shards may be staged: a copy takes a descriptor here and one of the reader, beside the
     reader's of the store's own file. Raises the soft limit."""
+    return max(0, (allow_files(3 * shards) - shards) // 2)
+
+
+def allow_files(wanted: int) -> int:
+    """How many of the `wanted` descriptors this process may have, beside others' SPARE_FILES. Raises the soft limit: an
+    archive of 590,326 patches has more shards than is usual."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 3 * shards + SPARE_FILES
+    wanted += SPARE_FILES
     limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    return max(0, (limit - shards - SPARE_FILES) // 2)
+    return limit - SPARE_FILES
 
 
 # ---- of the kernel, see proc(5) and cgroups(7)

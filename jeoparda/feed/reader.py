@@ -7,7 +7,6 @@ gathered.
 """
 
 import os
-import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from jeoparda.errors import StoreError
 from jeoparda.feed.aio import PIECES, Reads
 from jeoparda.feed.buffer import Buffer, Wanted, segments
 from jeoparda.feed.maps import Maps
+from jeoparda.feed.place import allow_files
 from jeoparda.store import Group, Store, crc32, decoded
 
 _MEND = "`jeoparda store verify` lists what is damaged, `jeoparda store repair` mends it from the archive"
@@ -49,7 +49,7 @@ class Files:
         self.copied: set[int] = set()  # shards that are read from their copies
         self._spare: list[int] = []  # descriptors of their own files
         self._lock = threading.Lock()
-        _allow_open_files(len(store.paths) + 256)
+        allow_files(len(store.paths))
 
     def of(self, shards: np.ndarray) -> np.ndarray:
         """The descriptors of shards. OSError where one cannot be opened."""
@@ -74,14 +74,6 @@ class Files:
                 os.close(fd)
         self._open[:] = -1
         self._spare = []
-
-
-def _allow_open_files(wanted: int) -> None:
-    """An archive of 590,326 patches has more shards than the usual limit of open files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Work(NamedTuple):
@@ -160,7 +152,8 @@ class Reader:
         return self._maps.hold(shards)
 
     def _work(self, numbers: np.ndarray, places: np.ndarray, buffer: Callable[[], Buffer]) -> _Work:
-        """A cold parallel filesystem likes patches in file order, a warm cache does not mind."""
+        """What is to be read into these places, (n,), of a batch. A cold parallel filesystem likes patches in file
+        order, a warm cache does not mind."""
         s = self._store
         order = np.lexsort((s.offset_of[numbers[places]], s.shard_of[numbers[places]]))
         places = places[order]

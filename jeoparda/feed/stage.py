@@ -74,6 +74,7 @@ class Stage:
         self._paths: dict[int, Path] = {}
         self._refused: dict[int, StoreError] = {}
         self._error: BaseException | None = None
+        self._kind = kind
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="feed-stage", daemon=True)
         if kind == "none":
@@ -104,6 +105,11 @@ class Stage:
         StoreError for a shard that was found damaged, changed or gone; and whatever ended the copying unforeseen.
         """
         return self._paths.get(shard) or self._find(shard)
+
+    @property
+    def path_of(self) -> Callable[[int], Path] | None:
+        """`path`, for a feed; None where nothing is staged, so that none is asked for with every batch."""
+        return None if self._kind == "none" else self.path
 
     @property
     def staged(self) -> int:

@@ -113,7 +113,7 @@ def test_a_path_changes_when_the_copy_is_whole_and_the_bytes_are_the_same(store,
         assert own(s, store) == [*range(7)] and s.staged == 0
         gate.open()
         s.wait()
-        assert own(s, store) == [] and s.staged == 7
+        assert own(s, store) == [] and s.staged == 7 and s.path_of == s.path
         assert same_bytes(s, store)
         assert list(tmp_path.iterdir()) == []  # there is never a name
         assert s.path(3) is s.path(3)  # no work for a shard that is known
@@ -134,7 +134,7 @@ def test_shm_is_dev_shm(store, said):
 def test_none_does_nothing_and_asks_nobody(store, said):
     with Stage(store, "none", None, store.split("all"), None, said.append) as s:  # type: ignore[arg-type]
         s.wait()
-        assert own(s, store) == [*range(7)] and said == []
+        assert own(s, store) == [*range(7)] and said == [] and s.path_of is None
 
 
 def test_shards_that_are_not_read_are_not_staged(store, tmp_path, said):
