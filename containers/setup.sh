@@ -15,11 +15,11 @@ say() { echo "setup: $*"; }
 version_of() { command -v "$1" >/dev/null 2>&1 && "$1" --version 2>&1 | head -1 || echo none; }
 machine() {
   "$PYTHON" --version
-  for tool in mpirun g++ cmake slurmctld; do printf '%s ' "$(command -v $tool || echo none)"; done
+  for tool in mpirun gcc g++ cmake slurmctld; do printf '%s ' "$(command -v $tool || echo none)"; done
   version_of mpirun
   pwd
 }
-key() { { machine; cat constraints.txt setup.cfg pyproject.toml containers/setup.sh containers/horovod/*; } | sha256sum | cut -d' ' -f1; }
+key() { { machine; cat constraints.txt setup.cfg setup.py pyproject.toml jeoparda/feed/_native.c containers/setup.sh containers/horovod/*; } | sha256sum | cut -d' ' -f1; }
 stamp=$VENV/.jeoparda-setup
 [ -x "$VENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$(PATH=$PATH:/usr/sbin:/sbin key)" ] && exit 0
 export PATH=$PATH:/usr/sbin:/sbin
@@ -29,6 +29,7 @@ export PATH=$PATH:/usr/sbin:/sbin
 
 # ---- system packages: program that shows it is there : package : what is left out without it
 needs=(
+  "gcc:gcc:the feed's part in C; batches are read from Python, more slowly"
   "g++:g++:Horovod (training on more than one rank)"
   "cmake:cmake:Horovod (training on more than one rank)"
   "mpicc:libopenmpi-dev:MPI in Horovod, and mpi4py"
@@ -86,6 +87,8 @@ fi
 extras=report,test
 command -v mpicc >/dev/null && mpi=mpi || mpi=
 PYTHONWARNINGS=ignore pip install -c constraints.txt --no-build-isolation -e ".[$extras${mpi:+,$mpi},slurm]"
+"$python" -c 'import jeoparda.feed._native' 2>/dev/null ||
+  say "the feed's part in C did not build; left out: its speed, batches are read from Python"
 if [ "$(uname -sm)" = "Linux x86_64" ]; then
   pip install -c constraints.txt nvidia-dali-cuda130 || say "NVIDIA DALI cannot be had here; training takes the plain feed"
 fi

@@ -17,6 +17,7 @@ import dataclasses
 import importlib.util
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from jeoparda.config import opt, recipe
 from jeoparda.errors import RecipeError
 from jeoparda.feed.augment import STILL, AugmentRecipe, Draws, draw, still
 from jeoparda.feed.device import Drawn, on_device
+from jeoparda.feed.files import native
 from jeoparda.feed.measure import SAMPLE, pace
 from jeoparda.feed.place import Kind
 from jeoparda.feed.plain import PlainTransform
@@ -156,6 +158,12 @@ class Feed:
         self._labels = labels
         others = ("mask",) if info.layout.mask_px else ()
         self._reader = Reader(store, self.layout.groups, others, r.check == "first", path_of)
+        if native is None and plan.rank == 0:
+            warnings.warn(
+                "the feed reads from Python, more slowly: its part in C was not built when jeoparda was installed; "
+                "install it again where there is a C compiler",
+                stacklevel=2,
+            )
         self._ring: Ring | None = None  # made once: buffers are large
         self._ahead = 0
         self._line: dali.Line | None = None

@@ -7,8 +7,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from jeoparda.feed.aio import PIECE
 from jeoparda.store import Group, Layout
+
+PIECE = np.dtype([("address", "u8"), ("size", "u8")])  # struct iovec
+PIECES = 1024  # of one read, at the most: Linux's IOV_MAX
 
 
 def segments(layout: Layout, groups: Sequence[Group], others: Sequence[str]) -> list[tuple[str, int]]:
@@ -89,7 +91,7 @@ def _memory(shape: tuple[int, int], pinned: bool) -> np.ndarray:
 
 
 def _address(piece: memoryview) -> tuple[int, int]:
-    """Address and size in bytes, as a PIECE has them."""
+    """Address and size in bytes, as the kernel's iovec has them."""
     return np.frombuffer(piece, np.uint8).ctypes.data, len(piece)
 
 

@@ -5,14 +5,11 @@ A warm page cache wants one or two threads, a cold parallel filesystem wants man
 
 import itertools
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from jeoparda.feed.buffer import Buffer
-from jeoparda.feed.reader import Reader
+from jeoparda.feed.reader import Pool, Reader
 
 _THREADS = (1, 2, 4, 8, 16)
 _PART = 16  # patches that a thread reads by itself, each for the first time, as it may be cold
@@ -22,6 +19,7 @@ _MOST = 4  # samples for each number of threads
 SAMPLE = _MOST * _PART * sum(max(_PARTS, t) for t in _THREADS)  # patches that a measurement takes at the most
 _ENOUGH = 0.9  # of the best rate: fewer threads leave more to others
 _AHEAD = 2, 8  # batches, at least and at most
+_AHEAD_IN_MEMORY = 4  # a consumer that is woken while all cores are busy waits its turn
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,15 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     """
     if not len(numbers):  # a rank may have no patch
         return Pace(_THREADS[0], _AHEAD[0], {})
-    if reader.staged(numbers).all():  # two threads fill what one leaves of the memory's rate, and nothing ever waits
-        return Pace(2, _AHEAD[0], {})
+    if reader.in_memory(numbers):  # two threads fill what one leaves of the memory's rate
+        return Pace(2, _AHEAD_IN_MEMORY, {})
     part = int(np.clip(len(numbers) * _PART // SAMPLE, 1, _PART))
     parts = iter([numbers[i : i + part] for i in range(0, len(numbers), part)])
-    buffers = [partial(_itself, reader.buffer(part)) for _ in range(max(_THREADS))]
+    buffers = [reader.buffer(part) for _ in range(max(_THREADS))]
     rates: dict[int, float] = {}
     waits: list[float] = []
     for threads in _THREADS:
-        with ThreadPoolExecutor(threads) as pool:
-            pool.submit(len, ()).result()
+        with Pool(threads) as pool:
             took = 0.0
             for _ in range(_MOST):
                 some = list(itertools.islice(parts, max(_PARTS, threads)))
@@ -67,7 +64,3 @@ def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     best = max(rates.values())
     threads = next(t for t, rate in rates.items() if rate >= _ENOUGH * best)
     return Pace(threads, int(np.clip(1 + np.ceil(max(waits) * best / batch), *_AHEAD)), rates)
-
-
-def _itself(buffer: Buffer) -> Buffer:
-    return buffer

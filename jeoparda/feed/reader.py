@@ -1,29 +1,25 @@
 """Reading patches ahead: a few threads, at known offsets, into a ring of reused buffers.
 
 No HDF5 call happens here: the store has said where each record begins. A record is scattered as it is read, so that
-each field of a batch lies together in memory, as arithmetic, DALI and a copy to a device want it. A batch is read from
-the store's files by one system call, records that are neighbours as one; staged copies are memory, from which it is
-gathered.
+each field of a batch lies together in memory, as arithmetic, DALI and a copy to a device want it. A thread reads a
+batch by one call of C, from maps or descriptors, records that are neighbours as one.
 """
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from jeoparda.errors import StoreError
-from jeoparda.feed.aio import PIECES, Reads
-from jeoparda.feed.buffer import Buffer, Wanted, segments
-from jeoparda.feed.maps import Maps
-from jeoparda.feed.place import allow_files
+from jeoparda.feed.buffer import PIECES, Buffer, Wanted, segments
+from jeoparda.feed.files import Files, native
 from jeoparda.store import Group, Store, crc32, decoded
 
 _MEND = "`jeoparda store verify` lists what is damaged, `jeoparda store repair` mends it from the archive"
@@ -39,55 +35,46 @@ class Slot:
     buffer: Buffer
 
 
-class Files:
-    """A store's shards, each opened when it is first read, or its copy once there is one. Descriptors stay open until
-    the end: a thread may be reading from any of them."""
+class Pool:
+    """Threads that read: those of C, and those of Python for what needs the interpreter, which begin when there is
+    such. Leaving the `with` ends them."""
 
-    def __init__(self, store: Store) -> None:
-        self._paths = store.paths
-        self._open = np.full(len(store.paths), -1, np.int32)
-        self.copied: set[int] = set()  # shards that are read from their copies
-        self._spare: list[int] = []  # descriptors of their own files
-        self._lock = threading.Lock()
-        allow_files(len(store.paths))
+    def __init__(self, threads: int) -> None:
+        self.python = ThreadPoolExecutor(threads, "feed-check")
+        self.native = native.start(threads) if native else None
 
-    def of(self, shards: np.ndarray) -> np.ndarray:
-        """The descriptors of shards. OSError where one cannot be opened."""
-        found = self._open[shards]
-        if (found < 0).any():
-            with self._lock:
-                for shard in np.unique(shards[self._open[shards] < 0]):
-                    self._open[shard] = os.open(self._paths[shard], os.O_RDONLY)
-            found = self._open[shards]
-        return found
+    def __enter__(self) -> "Pool":
+        return self
 
-    def use(self, shard: int, copy: Path) -> None:
-        """Read a shard from its copy from now on."""
-        with self._lock:
-            self._spare.append(int(self._open[shard]))
-            self._open[shard] = os.open(copy, os.O_RDONLY)
-            self.copied.add(shard)
+    def __exit__(self, *_: object) -> None:
+        if self.native:
+            native.stop(self.native)
+        self.python.shutdown(cancel_futures=True)
 
-    def close(self) -> None:
-        for fd in (*self._open.tolist(), *self._spare):
-            if fd >= 0:
-                os.close(fd)
-        self._open[:] = -1
-        self._spare = []
+
+class Pending(Protocol):
+    """What is being read. result: wait for it; StoreError names shard and patch."""
+
+    def result(self) -> None: ...
 
 
 class _Work(NamedTuple):
     """What is read of a batch: patches in file order, and for each its place in the buffer. starts: where in that order
-    runs of neighbours begin, which are read together, and the end. whole: records are read as a whole, and their
-    checksums compared."""
+    runs of neighbours begin, which are read together, and the end. whole: records are read as a whole; unchecked: some
+    of their checksums are to be compared."""
 
     numbers: np.ndarray
     shards: np.ndarray
     offsets: np.ndarray
     places: np.ndarray
     starts: np.ndarray
-    buffer: Callable[[], Buffer]
+    buffer: Buffer
     whole: bool
+    unchecked: bool
+
+    @property
+    def runs(self) -> range:
+        return range(len(self.starts) - 1)
 
 
 class Reader:
@@ -111,116 +98,87 @@ class Reader:
         self._checked = np.zeros(len(store), bool) if check else None
         self._packed = store.info.compression != "none"
         self._wanted = Wanted(segments(store.info.layout, groups, others))
-        self._maps = Maps(len(store.paths))
-        self._mine = threading.local()
+        self._files = Files(store.paths)
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        with closing(Files(self._store)) as self._files:
+        with closing(self._files):
             yield
 
     def buffer(self, largest: int, pinned: bool = False) -> Buffer:
         return Buffer(self._store.info.layout, self._wanted, largest, pinned)
 
-    def submit(
-        self, pool: ThreadPoolExecutor, numbers: np.ndarray, buffer: Callable[[], Buffer], ways: int
-    ) -> list[Future[None]]:
-        """Begin to read the patches `numbers`, (b,), into the first b places of a buffer, as so many tasks, which ask
-        for it when they begin. StoreError in one of them names shard and patch."""
-        here = self.staged(numbers)
-        tasks = [pool.submit(self._gather, numbers, np.flatnonzero(here), buffer)] if here.any() else []
-        if here.all():
-            return tasks
-        work = self._work(numbers, np.flatnonzero(~here), buffer)
-        runs = range(len(work.starts) - 1)
-        shares = (runs[k * len(runs) // ways : (k + 1) * len(runs) // ways] for k in range(ways))
-        return [*tasks, *(pool.submit(self._read_runs, work, share) for share in shares)]
+    def submit(self, pool: Pool, numbers: np.ndarray, buffer: Buffer, ways: int) -> list[Pending]:
+        """Begin to read the patches `numbers`, (b,), into the first b places of a buffer, in so many parts."""
+        self._take_copies(numbers)
+        work = self._work(numbers, buffer)
+        if not (work.unchecked or self._packed or native is None):
+            return [_Reading(self, pool, work, work.runs, ways)]
+        n = len(work.runs)
+        shares = (work.runs[k * n // ways : (k + 1) * n // ways] for k in range(ways))
+        return [pool.python.submit(self._read_and_check, pool, work, share) for share in shares]
 
-    def staged(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of the patches lie in memory, (b,) bool. Copies that have come about are mapped or opened."""
-        shards = self._store.shard_of[numbers]
-        here = self._maps.hold(shards)
-        if self._path_of is None or here.all():
-            return here
-        others = set(shards[~here].tolist()) - self._files.copied
-        copies = {shard: path for shard in others if (path := self._path_of(shard)) != self._store.paths[shard]}
-        mapped = {shard: path for shard, path in copies.items() if path.stat().st_dev == _shared_memory()}
-        for shard in copies.keys() - mapped.keys():
-            self._files.use(shard, copies[shard])
-        if mapped:
-            self._maps.add(mapped)
-        return self._maps.hold(shards)
+    def in_memory(self, numbers: np.ndarray) -> bool:
+        """Whether all these patches are read from copies in memory."""
+        self._take_copies(numbers)
+        return self._files.in_memory(self._store.shard_of[numbers])
 
-    def _work(self, numbers: np.ndarray, places: np.ndarray, buffer: Callable[[], Buffer]) -> _Work:
-        """What is to be read into these places, (n,), of a batch. A cold parallel filesystem likes patches in file
-        order, a warm cache does not mind."""
+    def _take_copies(self, numbers: np.ndarray) -> None:
+        copies, paths = self._files.copies, self._store.paths
+        if self._path_of is None or len(copies) == len(paths):
+            return
+        for shard in set(self._store.shard_of[numbers].tolist()) - copies.keys():
+            if (path := self._path_of(shard)) != paths[shard]:
+                self._files.use(shard, path)
+
+    def _work(self, numbers: np.ndarray, buffer: Buffer) -> _Work:
+        """What is to be read. A cold parallel filesystem likes patches in file order, a warm cache does not mind."""
         s = self._store
-        order = np.lexsort((s.offset_of[numbers[places]], s.shard_of[numbers[places]]))
-        places = places[order]
-        numbers = numbers[places]
-        shards, offsets = s.shard_of[numbers], s.offset_of[numbers]
-        checking = self._checked is not None and not self._checked[numbers].all()
-        whole = checking or self._wanted.size == s.dtype.itemsize
-        apart = np.ones(len(places) + 1, bool)
-        if whole and not self._packed:
+        places = np.argsort(numbers)  # patches are numbered in file order
+        numbers = numbers.take(places)
+        shards, offsets = s.shard_of.take(numbers), s.offset_of.take(numbers)
+        unchecked = self._checked is not None and not self._checked.take(numbers).all()
+        whole = unchecked or self._wanted.size == s.dtype.itemsize
+        if self._packed or not whole:
+            starts = np.arange(len(numbers) + 1)
+        else:
+            apart = np.ones(len(numbers) + 1, bool)
             apart[1:-1] = (np.diff(shards) != 0) | (np.diff(offsets) != s.dtype.itemsize)
             apart[:: PIECES // len(self._wanted.runs)] = True
-        return _Work(numbers, shards, offsets, places, np.flatnonzero(apart), buffer, whole)
+            starts = np.flatnonzero(apart)
+        return _Work(numbers, shards, offsets, places, starts, buffer, whole, unchecked)
 
-    def _gather(self, numbers: np.ndarray, places: np.ndarray, buffer: Callable[[], Buffer]) -> None:
-        shards, offsets = self._store.shard_of[numbers[places]], self._store.offset_of[numbers[places]]
-        if self._packed:
-            pieces = buffer().whole
-            for place, number, shard, offset in zip(places, numbers[places], shards, offsets, strict=True):
-                raw = self._maps.view(shard, offset, self._store.size_of[number])
-                self._unpack(raw, number, pieces[place])
-            return
-        for start, part in buffer().parts:
-            if len(places) == len(numbers):
-                self._maps.gather(shards, offsets + start, part[: len(numbers)])
-            else:
-                some = torch.empty(len(places), part.shape[1], dtype=torch.uint8)
-                self._maps.gather(shards, offsets + start, some)
-                part[torch.from_numpy(places)] = some
-
-    def _read_runs(self, work: _Work, runs: range) -> None:
-        if self._packed or not self._read_at_once(work, runs):
-            for k in runs:
-                self._read_run(work, range(work.starts[k], work.starts[k + 1]))
+    def _read_and_check(self, pool: Pool, work: _Work, runs: range) -> None:
+        if self._packed or native is None:
+            self.read_one_by_one(work, runs)
+        else:
+            _Reading(self, pool, work, runs, 1).result()
         if self._checked is not None and work.whole and runs:
             own = slice(work.starts[runs[0]], work.starts[runs[-1] + 1])
             unknown = ~self._checked[work.numbers[own]]
-            pieces = work.buffer().whole
             for number, place in zip(work.numbers[own][unknown].tolist(), work.places[own][unknown], strict=True):
-                self._check(number, pieces[place])
+                self._check(number, work.buffer.whole[place])
             self._checked[work.numbers[own]] = True
 
-    def _read_at_once(self, work: _Work, runs: range) -> bool:
-        """All runs in one call; False where that cannot be, or one of them came short: which one, and why, is told by
-        reading them one by one."""
-        if not runs:
-            return True
-        first, last = runs[0], runs[-1] + 1
-        starts, counts = work.starts[first:last], np.diff(work.starts[first : last + 1])
+    def begin(self, pool: Pool, work: _Work, runs: range, ways: int) -> "tuple[native.Batch, np.ndarray, np.ndarray]":
+        """Have C read runs of records: the batch to wait for, and the bytes of each run, as they will be and as they
+        should. OSError where a shard cannot be opened."""
+        starts = work.starts[runs.start : runs.stop + 1]
+        first, last = starts[0], starts[-1]
         if work.whole:
-            pieces, lead, size = work.buffer().whole_pieces, 0, self._store.dtype.itemsize
+            pieces, lead, size = work.buffer.whole_pieces, 0, self._store.dtype.itemsize
         else:
-            pieces, lead, size = work.buffer().wanted_pieces, self._wanted.lead, self._wanted.size
-        pieces = pieces[work.places]  # in file order, so that those of neighbours follow each other
-        addresses = pieces.ctypes.data + pieces.strides[0] * starts
-        try:
-            files = self._files.of(work.shards[starts])
-            got = self._reads().read(files, work.offsets[starts] + lead, addresses, counts * pieces.shape[1])
-        except OSError:
-            return False
-        return bool((got == counts * size).all())
+            pieces, lead, size = work.buffer.wanted_pieces, self._wanted.lead, self._wanted.size
+        pieces = pieces.take(work.places[first:last], 0)  # in file order, so that those of neighbours follow each other
+        fds, maps = self._files.of(work.shards[starts[:-1]])
+        offsets, got = work.offsets[starts[:-1]] + lead, np.full(len(runs), -1)
+        bounds = (starts - first) * pieces.shape[1]
+        assert pool.native
+        return native.begin(pool.native, ways, fds, maps, offsets, bounds, pieces, got), got, np.diff(starts) * size
 
-    def _reads(self) -> Reads:
-        """This thread's own."""
-        if not hasattr(self._mine, "reads"):
-            self._mine.reads = Reads()
-        found: Reads = self._mine.reads
-        return found
+    def read_one_by_one(self, work: _Work, runs: range) -> None:
+        for k in runs:
+            self._read_run(work, range(work.starts[k], work.starts[k + 1]))
 
     def _read_run(self, work: _Work, run: range) -> None:
         """Records that are neighbours in a file, into their places."""
@@ -228,10 +186,10 @@ class Reader:
         number, offset = int(work.numbers[first]), int(work.offsets[first])
         path = self._store.paths[work.shards[first]]
         try:
-            fd = int(self._files.of(work.shards[first : first + 1])[0])
+            fd = int(self._files.of(work.shards[first : first + 1])[0][0])
             if self._packed:
                 raw = os.pread(fd, int(self._store.size_of[number]), offset)
-                self._unpack(raw, number, work.buffer().whole[work.places[first]])
+                self._unpack(raw, number, work.buffer.whole[work.places[first]])
                 return
             self._copy(path, fd, work, run)
         except StoreError:  # an OSError too
@@ -247,7 +205,7 @@ class Reader:
             raise StoreError(f"{self._path(number)}: patch {number} is damaged, its checksum differs; {_MEND}")
 
     def _copy(self, path: Path, fd: int, work: _Work, run: range) -> None:
-        first, buffer, record = run[0], work.buffer(), self._store.dtype.itemsize
+        first, buffer, record = run[0], work.buffer, self._store.dtype.itemsize
         if work.whole:
             pieces, lead = [piece for i in run for piece in buffer.whole[work.places[i]]], 0
             size = len(run) * record
@@ -272,24 +230,24 @@ class Reader:
         return self._store.paths[self._store.shard_of[number]]
 
 
-def _shared_memory() -> int:
-    """The device of files that lie in memory."""
-    return os.stat("/dev/shm").st_dev
+class _Reading:
+    """Runs of a batch that C reads. One that came short, or could not be opened, is read again from Python, run by run,
+    which tells the patch and why."""
 
+    def __init__(self, reader: Reader, pool: Pool, work: _Work, runs: range, ways: int) -> None:
+        self._again = partial(reader.read_one_by_one, work, runs)
+        try:
+            self._begun: tuple[native.Batch, np.ndarray, np.ndarray] | None = reader.begin(pool, work, runs, ways)
+        except OSError:
+            self._begun = None
 
-class _Claim:
-    """A batch's buffer: the one that was given back last, when it is first asked for. So as long as the consumer is
-    faster than the readers, the same few are used, which the processor's cache holds."""
-
-    def __init__(self, free: deque[Buffer]) -> None:
-        self._free = free
-        self._lock = threading.Lock()
-        self._buffer: Buffer | None = None
-
-    def __call__(self) -> Buffer:
-        with self._lock:
-            self._buffer = self._buffer or self._free.pop()
-            return self._buffer
+    def result(self) -> None:
+        if self._begun:
+            batch, got, wanted = self._begun
+            native.wait(batch)
+            if np.array_equal(got, wanted):
+                return
+        self._again()
 
 
 class Ring:
@@ -304,31 +262,24 @@ class Ring:
         self._ways = -(-threads // max(1, depth - 2))  # tasks a batch: two buffers are with those who use them
         self._buffers = [reader.buffer(largest, pinned) for _ in range(depth)]
         self._free: deque[Buffer] = deque()
-        self._lent = 0
 
     def release(self, slot: Slot) -> None:
         """Say that nothing looks at this slot's fields any more."""
         self._free.append(slot.buffer)
-        self._lent -= 1
 
     def read(self, batches: Iterable[np.ndarray]) -> Generator[Slot, None, None]:
         """A slot for each array of patch numbers, in order. Ends its threads when closed or exhausted."""
-        self._free, self._lent = deque(self._buffers), 0
+        self._free = deque(self._buffers)
         todo = iter(batches)
-        begun: deque[tuple[np.ndarray, _Claim, list[Future[None]]]] = deque()
-        pool = ThreadPoolExecutor(self._threads, "feed-read")
-        try:
+        begun: deque[tuple[np.ndarray, Buffer, list[Pending]]] = deque()
+        with Pool(self._threads) as pool:
             while True:
-                while len(begun) + self._lent < len(self._buffers) and (numbers := next(todo, None)) is not None:
-                    claim = _Claim(self._free)
-                    begun.append((numbers, claim, self._reader.submit(pool, numbers, claim, self._ways)))
+                while self._free and (numbers := next(todo, None)) is not None:
+                    buffer = self._free.pop()  # the one given back last, which the processor's cache may hold
+                    begun.append((numbers, buffer, self._reader.submit(pool, numbers, buffer, self._ways)))
                 if not begun:
                     return
-                numbers, claim, tasks = begun.popleft()
+                numbers, buffer, tasks = begun.popleft()
                 for task in tasks:
                     task.result()
-                buffer = claim()
-                self._lent += 1
                 yield Slot(numbers, {name: x[: len(numbers)] for name, x in buffer.fields.items()}, buffer)
-        finally:
-            pool.shutdown(cancel_futures=True)

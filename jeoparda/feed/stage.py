@@ -33,6 +33,7 @@ import numpy as np
 
 from jeoparda.comm import Comm
 from jeoparda.errors import RecipeError, StoreError
+from jeoparda.feed.files import Map, native
 from jeoparda.feed.place import Kind, allowed_files, place_of, room_bytes
 from jeoparda.store import Store
 
@@ -74,7 +75,7 @@ class Stage:
         self._paths: dict[int, Path] = {}
         self._refused: dict[int, StoreError] = {}
         self._error: BaseException | None = None
-        self._kind = kind
+        self._kind, self._huge = kind, 0  # shards in huge pages
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="feed-stage", daemon=True)
         if kind == "none":
@@ -169,6 +170,7 @@ class Stage:
             self._report(
                 f"{why or 'done'}; {staged} of its {len(self._mine)} shards staged in "
                 f"{(time.monotonic() - began) / 60:.1f} minutes"
+                + (f", {self._huge} of them in huge pages" if self._kind == "shm" else "")
                 + ("; the others are read from the store" if why else "")
             )
 
@@ -207,6 +209,8 @@ class Stage:
                     f"damaged or was changed; `jeoparda store repair {self._store.folder}` makes it again from the "
                     "archive"
                 )
+            if self._kind == "shm" and native:
+                self._huge += Map(target.fileno()).collapse()
             holder = Handle.of(os.dup(target.fileno()))
         self._fds.append(holder.fd)
         self._paths[shard] = holder.path

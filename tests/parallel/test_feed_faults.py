@@ -46,9 +46,9 @@ import os, runpy, sys, time
 from pathlib import Path
 import jeoparda.feed.reader as reader
 
-how, run, read, calls = sys.argv.pop(1), Path(sys.argv.pop(1)), reader.Reader._read_runs, []
+how, run, read, calls = sys.argv.pop(1), Path(sys.argv.pop(1)), reader.Reader._read_and_check, []
 
-def disturbed(self, work, runs):
+def disturbed(self, pool, work, runs):
     calls.append(1)
     if len(calls) == 3:
         while not (run / "checkpoints" / "00000002.pt").exists():
@@ -66,10 +66,10 @@ def disturbed(self, work, runs):
                 wrong = bytes(255 - b for b in f.read(4))
                 f.seek(at + 1000)
                 f.write(wrong)
-    return read(self, work, runs)
+    return read(self, pool, work, runs)
 
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
-    reader.Reader._read_runs = disturbed
+    reader.Reader._read_and_check = disturbed
 sys.argv[0] = "jeoparda"
 runpy.run_module("jeoparda", run_name="__main__")
 """

@@ -108,7 +108,7 @@ def test_an_error_of_one_rank_ends_all(ranks: Ranks, tiny_store, tmp_path):
         "import jeoparda.feed.reader as reader\n"
         "if os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n"
         "    def torn(*_): raise reader.StoreError('the disk of rank 1 is gone')\n"
-        "    reader.Reader._read_runs = torn\n"
+        "    reader.Reader._read_and_check = torn\n"
         "sys.argv[0] = 'jeoparda'\n"
         "runpy.run_module('jeoparda', run_name='__main__')"
     )

@@ -1,0 +1,91 @@
+"""A store's shards as they are read: by descriptors, or from maps of copies in memory.
+
+Only copies in memory are mapped: they have no name, so nobody can cut them short, and no disk that may fail. What
+cannot be read of a mapped file ends the process by SIGBUS instead of with a message; all other files are read by system
+calls, which tell.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jeoparda.feed.place import allow_files
+
+try:
+    import jeoparda.feed._native as native
+except ImportError:  # installed without a compiler: all is read by system calls
+    native = None  # type: ignore[assignment]
+
+
+class Map:
+    """A file in memory, at `address` until this is let go; processes that map the same file share its pages."""
+
+    def __init__(self, fd: int) -> None:
+        self.size = os.fstat(fd).st_size
+        self.address = native.map(fd, self.size)
+        weakref.finalize(self, native.unmap, self.address, self.size)
+
+    def collapse(self) -> bool:
+        """Put the file into huge pages, from which copying is faster by a fifth. False where the kernel, before Linux
+        6.1, or memory in pieces does not allow it, at least not for all of it."""
+        return native.collapse(self.address, self.size)
+
+
+class Files:
+    """Shards, each opened when it is first read, or its copy once there is one. A thread may be reading from any of
+    them, so descriptors stay open until `close`, and maps, which the next epoch wants again, as long as this does."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self.copies: dict[int, Path] = {}
+        self._in_memory = np.zeros(len(paths), bool)
+        self._fds = np.full(len(paths), -1, np.int32)
+        self._addresses = np.zeros(len(paths), np.uint64)  # of maps; 0: not mapped
+        self._maps: dict[tuple[int, int], Map] = {}  # by device and inode
+        self._spare: list[int] = []  # descriptors of shards that are read from a copy since
+        self._lock = threading.Lock()
+        allow_files(len(paths))
+
+    def of(self, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Descriptors, (b,) int32, and addresses of maps, (b,) uint64, 0 where there is none. OSError where a shard
+        cannot be opened."""
+        fds = self._fds.take(shards)
+        if fds.min(initial=0) < 0:
+            with self._lock:
+                for shard in np.unique(shards[fds < 0]).tolist():
+                    self._open(shard)
+            fds = self._fds.take(shards)
+        return fds, self._addresses.take(shards)
+
+    def _open(self, shard: int) -> None:
+        fd = os.open(self.copies.get(shard, self._paths[shard]), os.O_RDONLY)
+        if self._in_memory[shard] and native:
+            about = os.fstat(fd)
+            key = about.st_dev, about.st_ino
+            if key not in self._maps:
+                self._maps[key] = Map(fd)
+            self._addresses[shard] = self._maps[key].address
+        self._fds[shard] = fd
+
+    def use(self, shard: int, copy: Path) -> None:
+        """Read a shard from its copy from now on."""
+        with self._lock:
+            self._spare.append(int(self._fds[shard]))
+            self._fds[shard] = -1
+            self._in_memory[shard] = copy.stat().st_dev == os.stat("/dev/shm").st_dev
+            self.copies[shard] = copy
+
+    def in_memory(self, shards: np.ndarray) -> bool:
+        """All of these are read from copies in memory."""
+        return bool(self._in_memory[shards].all())
+
+    def close(self) -> None:
+        for fd in (*self._fds.tolist(), *self._spare):
+            if fd >= 0:
+                os.close(fd)
+        self._fds[:], self._addresses[:], self._in_memory[:] = -1, 0, False
+        self._spare, self.copies = [], {}
