@@ -14,10 +14,10 @@ from jeoparda.feed.reader import Pool, Reader
 _THREADS = (1, 2, 4, 8, 16)
 _PART = 16  # patches that a thread reads by itself, each for the first time, as it may be cold
 _PARTS = 4  # at once, or as many as there are threads
-_LONG_ENOUGH_S = 0.02  # for each number of threads
+_LONG_ENOUGH_S = 0.05  # for each number of threads
 _MOST = 4  # samples for each number of threads
 SAMPLE = _MOST * _PART * sum(max(_PARTS, t) for t in _THREADS)  # patches that a measurement takes at the most
-_ENOUGH = 0.9  # of the best rate: fewer threads leave more to others
+_ENOUGH = 0.95  # of the best rate: fewer threads leave more to others
 _AHEAD = 2, 8  # batches, at least and at most
 _AHEAD_IN_MEMORY = 4  # a consumer that is woken while all cores are busy waits its turn
 
@@ -34,7 +34,7 @@ class Pace:
 def pace(reader: Reader, numbers: np.ndarray, batch: int) -> Pace:
     """numbers: (n,) the patches that will be read, in order; the first of them are read here already. batch: patches.
 
-    The fewest threads with 0.9 of the best rate. Ahead by as many batches as hide the longest wait that was seen, a
+    The fewest threads with 0.95 of the best rate. Ahead by as many batches as hide the longest wait that was seen, a
     hiccup of the filesystem, behind the time that the others take.
     """
     if not len(numbers):  # a rank may have no patch
