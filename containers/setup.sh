@@ -17,6 +17,7 @@ machine() {
   "$PYTHON" --version
   for tool in mpirun gcc g++ cmake slurmctld; do printf '%s ' "$(command -v $tool || echo none)"; done
   version_of mpirun
+  "$PYTHON" -c 'import os, sysconfig; print(os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
   pwd
 }
 key() { { machine; cat constraints.txt setup.cfg setup.py pyproject.toml jeoparda/feed/_native.c containers/setup.sh containers/horovod/*; } | sha256sum | cut -d' ' -f1; }
@@ -88,7 +89,7 @@ extras=report,test
 command -v mpicc >/dev/null && mpi=mpi || mpi=
 PYTHONWARNINGS=ignore pip install -c constraints.txt --no-build-isolation -e ".[$extras${mpi:+,$mpi},slurm]"
 "$python" -c 'import jeoparda.feed._native' 2>/dev/null ||
-  say "the feed's part in C did not build; left out: its speed, batches are read from Python"
+  say "the feed's part in C did not build (it wants gcc and python3-dev); left out: its speed, batches are read from Python"
 if [ "$(uname -sm)" = "Linux x86_64" ]; then
   pip install -c constraints.txt nvidia-dali-cuda130 || say "NVIDIA DALI cannot be had here; training takes the plain feed"
 fi

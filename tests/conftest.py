@@ -73,6 +73,7 @@ NEEDS: dict[str, tuple[Callable[[], str], str]] = {
     "horovod-mpi": (lambda: _horovod("mpi"), "apt-get install g++ cmake libopenmpi-dev, then `make setup`"),
     "horovod-gloo": (lambda: _horovod("gloo"), "apt-get install g++ cmake, then `make setup`"),
     "dali": (lambda: _module("nvidia.dali"), "pip install 'jeoparda[dali-cuda13]' (Linux on x86-64)"),
+    "native": (lambda: _module("jeoparda.feed._native"), "apt-get install gcc python3-dev, then `make setup`"),
     "slurm": (
         lambda: _program("slurmctld", "slurmd", "srun", "munged"),
         f"apt-get install slurmctld slurmd slurm-client munge, or {_SETUP}",

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -51,8 +50,7 @@ class Buffer:
 
     fields: by name, (largest, ...). whole: for each record the pieces of memory that it is read into, in file order;
     wanted: the same without what nobody wants before and after; whole_pieces and wanted_pieces: both as the kernel
-    takes them. parts: each run of bytes that is wanted, as (its first byte in a record, its place in the fields,
-    (largest, bytes) uint8).
+    takes them.
     """
 
     def __init__(self, layout: Layout, w: Wanted, largest: int, pinned: bool) -> None:
@@ -67,9 +65,6 @@ class Buffer:
             for name in sizes if name
         }  # fmt: skip
         self.whole = [[part.data for part in _cut({k: a[i] for k, a in held.items()}, runs)] for i in range(largest)]
-        starts = itertools.accumulate((n for _, n in runs), initial=0)
-        parts = _cut({name: torch.from_numpy(a) for name, a in held.items()}, runs)
-        self.parts = [(start, part) for (name, _), start, part in zip(runs, starts, parts, strict=False) if name]
         self.wanted = [row[w.first : w.last] for row in self.whole]
         self.whole_pieces = np.array([[_address(piece) for piece in row] for row in self.whole], PIECE)
         self.wanted_pieces = np.ascontiguousarray(self.whole_pieces[:, w.first : w.last])
@@ -95,10 +90,7 @@ def _address(piece: memoryview) -> tuple[int, int]:
     return np.frombuffer(piece, np.uint8).ctypes.data, len(piece)
 
 
-Bytes = TypeVar("Bytes", np.ndarray, torch.Tensor)
-
-
-def _cut(held: dict[str, Bytes], runs: list[tuple[str, int]]) -> list[Bytes]:
+def _cut(held: dict[str, np.ndarray], runs: list[tuple[str, int]]) -> list[np.ndarray]:
     """Each run's share of its field, (..., bytes)."""
     done = dict.fromkeys(held, 0)
     found = []

@@ -7,8 +7,8 @@ calls, which tell.
 
 import os
 import threading
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +20,34 @@ try:
 except ImportError:  # installed without a compiler: all is read by system calls
     native = None  # type: ignore[assignment]
 
+HUGE_PAGE = 2 << 20  # bytes
+SLICE = 64 << 20  # that are put into huge pages at a time
+
 
 class Map:
-    """A file in memory, at `address` until this is let go; processes that map the same file share its pages."""
+    """A file in memory, at `address` as long as this is referred to; processes that map the same file share its pages.
+    OSError where the system does not allow it."""
 
     def __init__(self, fd: int) -> None:
         self.size = os.fstat(fd).st_size
-        self.address = native.map(fd, self.size)
-        weakref.finalize(self, native.unmap, self.address, self.size)
+        self._held, self.address = native.map(fd, self.size)
 
-    def collapse(self) -> bool:
-        """Put the file into huge pages, from which copying is faster by a fifth. False where the kernel, before Linux
-        6.1, or memory in pieces does not allow it, at least not for all of it."""
-        return native.collapse(self.address, self.size)
+    def collapse(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Put the file into huge pages, from which copying is faster by a seventh. False where the kernel, before Linux
+        6.1, or memory in pieces does not allow it, at least not for all of it, or when told to stop meanwhile."""
+        parts = range(0, self.size // HUGE_PAGE * HUGE_PAGE, SLICE)
+        return bool(parts) and all(
+            not stop() and native.collapse(self.address + at, min(SLICE, self.size - at)) for at in parts
+        )
 
 
 class Files:
     """Shards, each opened when it is first read, or its copy once there is one. A thread may be reading from any of
     them, so descriptors stay open until `close`, and maps, which the next epoch wants again, as long as this does."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, paths: Sequence[Path], ends: np.ndarray) -> None:
+        """ends: (shard,) int64, where each one's last record ends; a copy that is shorter is not mapped."""
+        self._paths, self._ends = paths, ends
         self.copies: dict[int, Path] = {}
         self._in_memory = np.zeros(len(paths), bool)
         self._fds = np.full(len(paths), -1, np.int32)
@@ -53,30 +60,30 @@ class Files:
     def of(self, shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Descriptors, (b,) int32, and addresses of maps, (b,) uint64, 0 where there is none. OSError where a shard
         cannot be opened."""
-        fds = self._fds.take(shards)
-        if fds.min(initial=0) < 0:
-            with self._lock:
-                for shard in np.unique(shards[fds < 0]).tolist():
+        if self._fds.take(shards).min(initial=0) < 0:
+            with self._lock:  # another thread may have opened some of them meanwhile
+                for shard in np.unique(shards[self._fds.take(shards) < 0]).tolist():
                     self._open(shard)
-            fds = self._fds.take(shards)
-        return fds, self._addresses.take(shards)
+        return self._fds.take(shards), self._addresses.take(shards)
 
     def _open(self, shard: int) -> None:
         fd = os.open(self.copies.get(shard, self._paths[shard]), os.O_RDONLY)
         if self._in_memory[shard] and native:
             about = os.fstat(fd)
             key = about.st_dev, about.st_ino
-            if key not in self._maps:
-                self._maps[key] = Map(fd)
-            self._addresses[shard] = self._maps[key].address
+            if key not in self._maps and about.st_size >= self._ends[shard]:
+                with suppress(OSError):  # of memory that may be addressed, or of maps, there is no more: it is read
+                    self._maps[key] = Map(fd)
+            if key in self._maps:
+                self._addresses[shard] = self._maps[key].address
         self._fds[shard] = fd
 
     def use(self, shard: int, copy: Path) -> None:
-        """Read a shard from its copy from now on."""
+        """Read a shard from its copy from now on. OSError where it is gone."""
+        in_memory = copy.stat().st_dev == _shared_memory()
         with self._lock:
             self._spare.append(int(self._fds[shard]))
-            self._fds[shard] = -1
-            self._in_memory[shard] = copy.stat().st_dev == os.stat("/dev/shm").st_dev
+            self._fds[shard], self._in_memory[shard] = -1, in_memory
             self.copies[shard] = copy
 
     def in_memory(self, shards: np.ndarray) -> bool:
@@ -89,3 +96,11 @@ class Files:
                 os.close(fd)
         self._fds[:], self._addresses[:], self._in_memory[:] = -1, 0, False
         self._spare, self.copies = [], {}
+
+
+def _shared_memory() -> int | None:
+    """The device of files in memory, where there is such."""
+    try:
+        return os.stat("/dev/shm").st_dev
+    except FileNotFoundError:
+        return None

@@ -1,14 +1,15 @@
 """Reading patches ahead: a few threads, at known offsets, into a ring of reused buffers.
 
 No HDF5 call happens here: the store has said where each record begins. A record is scattered as it is read, so that
-each field of a batch lies together in memory, as arithmetic, DALI and a copy to a device want it. A thread reads a
-batch by one call of C, from maps or descriptors, records that are neighbours as one.
+each field of a batch lies together in memory, as arithmetic, DALI and a copy to a device want it. Threads of C read,
+from maps or descriptors, records that are neighbours as one; Python's take part as long as checksums are compared, and
+where records are compressed.
 """
 
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,16 +38,18 @@ class Slot:
 
 class Pool:
     """Threads that read: those of C, and those of Python for what needs the interpreter, which begin when there is
-    such. Leaving the `with` ends them."""
+    such. Leaving the `with` ends them, with what has not been read left unread."""
 
     def __init__(self, threads: int) -> None:
         self.python = ThreadPoolExecutor(threads, "feed-check")
         self.native = native.start(threads) if native else None
+        self.ended = False
 
     def __enter__(self) -> "Pool":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended = True
         if self.native:
             native.stop(self.native)
         self.python.shutdown(cancel_futures=True)
@@ -98,7 +101,7 @@ class Reader:
         self._checked = np.zeros(len(store), bool) if check else None
         self._packed = store.info.compression != "none"
         self._wanted = Wanted(segments(store.info.layout, groups, others))
-        self._files = Files(store.paths)
+        self._files = Files(store.paths, _ends(store))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -162,7 +165,7 @@ class Reader:
 
     def begin(self, pool: Pool, work: _Work, runs: range, ways: int) -> "tuple[native.Batch, np.ndarray, np.ndarray]":
         """Have C read runs of records: the batch to wait for, and the bytes of each run, as they will be and as they
-        should. OSError where a shard cannot be opened."""
+        should be. OSError where a shard cannot be opened."""
         starts = work.starts[runs.start : runs.stop + 1]
         first, last = starts[0], starts[-1]
         if work.whole:
@@ -174,7 +177,9 @@ class Reader:
         offsets, got = work.offsets[starts[:-1]] + lead, np.full(len(runs), -1)
         bounds = (starts - first) * pieces.shape[1]
         assert pool.native
-        return native.begin(pool.native, ways, fds, maps, offsets, bounds, pieces, got), got, np.diff(starts) * size
+        keep = work.buffer, self._files  # the memory
+        batch = native.begin(pool.native, ways, fds, maps, offsets, bounds, pieces, got, keep)
+        return batch, got, np.diff(starts) * size
 
     def read_one_by_one(self, work: _Work, runs: range) -> None:
         for k in runs:
@@ -230,12 +235,19 @@ class Reader:
         return self._store.paths[self._store.shard_of[number]]
 
 
+def _ends(store: Store) -> np.ndarray:
+    """(shard,) int64, where each one's last record ends."""
+    ends = np.zeros(len(store.paths), np.int64)
+    np.maximum.at(ends, store.shard_of, store.offset_of + store.size_of)
+    return ends
+
+
 class _Reading:
     """Runs of a batch that C reads. One that came short, or could not be opened, is read again from Python, run by run,
     which tells the patch and why."""
 
     def __init__(self, reader: Reader, pool: Pool, work: _Work, runs: range, ways: int) -> None:
-        self._again = partial(reader.read_one_by_one, work, runs)
+        self._pool, self._again = pool, partial(reader.read_one_by_one, work, runs)
         try:
             self._begun: tuple[native.Batch, np.ndarray, np.ndarray] | None = reader.begin(pool, work, runs, ways)
         except OSError:
@@ -247,6 +259,8 @@ class _Reading:
             native.wait(batch)
             if np.array_equal(got, wanted):
                 return
+            if self._pool.ended:
+                raise CancelledError  # nobody asks for it any more
         self._again()
 
 

@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -125,7 +125,8 @@ class Stage:
             raise self._error
 
     def close(self) -> None:
-        """End the copying, and let go of the copies. `path` then gives the store's own files."""
+        """End the copying, and let go of the copies; what a feed has mapped stays until that is gone, too. `path` then
+        gives the store's own files."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -209,13 +210,14 @@ class Stage:
                     f"damaged or was changed; `jeoparda store repair {self._store.folder}` makes it again from the "
                     "archive"
                 )
-            if self._kind == "shm" and native:
-                self._huge += Map(target.fileno()).collapse()
             holder = Handle.of(os.dup(target.fileno()))
         self._fds.append(holder.fd)
         self._paths[shard] = holder.path
         self._table[shard, 1:] = holder[1:]
         self._table[shard, 0] = holder.pid  # last: the row counts from here on
+        if self._kind == "shm" and native:  # only now, as it may take longer than the copying
+            with suppress(OSError):  # no map, no huge pages
+                self._huge += Map(holder.fd).collapse(self._stop.is_set)
 
     def _report(self, text: str) -> None:
         self._say(f"stage: {self._host}, rank {self._rank}: {text}")

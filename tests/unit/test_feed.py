@@ -186,12 +186,13 @@ def test_closed_early_nothing_is_left_running_or_open(store, kind):
     assert soon(there, before)
 
 
+@pytest.mark.parametrize("check", ["first", "never"])  # never: as in all epochs but the first
 @pytest.mark.parametrize("kind", ["plain", DALI])
-def test_a_shard_that_is_cut_short_meanwhile_is_told(store, kind, tmp_path, tiny_store):
+def test_a_shard_that_is_cut_short_meanwhile_is_told(store, kind, check, tmp_path, tiny_store):
     copy = Store(shutil.copytree(tiny_store, tmp_path / "store"))
     os.truncate(copy.paths[2], 300_000)
     with pytest.raises(StoreError, match=r"00002\.h5: patch \d+ ends after .*truncated.*store repair"):
-        epoch(make(copy, kind))
+        epoch(make(copy, kind, check=check))
 
 
 def test_the_wait_for_data_is_counted(store):
@@ -246,14 +247,18 @@ def test_some_bands_are_the_same_as_of_all(store, kind, bands, check):
                 np.testing.assert_allclose(a["image"][0], (native - mean) / std, atol=1e-5)
 
 
+NATIVE = pytest.mark.needs("native")
+
+
 @pytest.fixture
 def calls(monkeypatch) -> list[tuple]:
-    """What C is asked to read, (ways, files, maps, offsets, starts, pieces, got) a call."""
+    """What C is asked to read, (ways, files, maps, offsets, starts, pieces, got, keep) a call."""
     begin, found = native.begin, []
     monkeypatch.setattr(native, "begin", lambda pool, *a: (found.append(a), begin(pool, *a))[1])
     return found
 
 
+@NATIVE
 @pytest.mark.parametrize("bands", [(), ("B04", "B03", "B02"), ("20m", "B08", "B09")])
 @pytest.mark.parametrize("place", ["local", "shm"])
 def test_staged_copies_give_the_same_as_the_store(store, bands, place, tmp_path, calls):
@@ -281,6 +286,7 @@ def same_from_copies(store: Store, folder: Path, recipe: FeedRecipe, calls: list
     return staged
 
 
+@NATIVE
 @given(
     sizes=st.lists(st.lists(st.integers(0, 40), max_size=4), max_size=9),
     ways=st.integers(1, 12),
@@ -309,7 +315,7 @@ def test_bytes_come_from_any_place_of_files_and_maps(tmp_path_factory, sizes, wa
         fds, maps = np.array([a.fileno(), b.fileno()], np.int32), [Map(f.fileno()) for f in (a, b)]
         addresses = np.array([m.address for m in maps], np.uint64)
         pool = native.start(threads)
-        native.wait(native.begin(pool, ways, fds[which], addresses[which] * by_map, at, starts, pieces, got))
+        native.wait(native.begin(pool, ways, fds[which], addresses[which] * by_map, at, starts, pieces, got, maps))
     for i, own in enumerate(sizes):
         there = content[which[i]][at[i] : at[i] + sum(own)]
         assert got[i] == sum(own)
@@ -319,9 +325,10 @@ def test_bytes_come_from_any_place_of_files_and_maps(tmp_path_factory, sizes, wa
 
 def one_read(pool, fd: int, offset: int, out: np.ndarray, got: np.ndarray):
     pieces = np.array([(out.ctypes.data, out.nbytes)], PIECE)
-    return native.begin(pool, 1, np.int32([fd]), np.uint64([0]), np.int64([offset]), np.int64([0, 1]), pieces, got)
+    return native.begin(pool, 1, np.int32([fd]), np.uint64([0]), np.int64([offset]), np.int64([0, 1]), pieces, got, out)
 
 
+@NATIVE
 def test_reads_that_come_short_or_fail_say_so(tmp_path):
     (tmp_path / "file").write_bytes(bytes(100))
     pool, got = native.start(2), [np.full(1, -1) for _ in range(3)]
@@ -331,41 +338,84 @@ def test_reads_that_come_short_or_fail_say_so(tmp_path):
     assert [int(own[0]) for own in got] == [10, 0, -errno.EBADF]
 
 
+@NATIVE
 def test_reads_whose_arrays_do_not_fit_are_refused():
     pool, n = native.start(1), np.int64
     for files_, maps, offsets, starts, pieces in [
         (np.int32([0, 0]), np.uint64([0]), n([0]), n([0, 0]), np.zeros(0, PIECE)),
         (np.int32([0]), np.uint64([0]), n([0]), n([0, 1]), np.zeros(0, PIECE)),
         (np.int32([0]), np.uint64([0]), n([0]), n([1, 0]), np.zeros(1, PIECE)),
+        (np.int32([0]), np.uint64([0]), n([0]), n([0, 1 << 60]), np.zeros(1, PIECE)),
         (np.int32([0]), np.uint64([0]), n([0]), n([0]), np.zeros(1, PIECE)),
         (np.int32([0]), np.uint64([0]), n([]), n([0, 1]), np.zeros(1, PIECE)),
     ]:
         with pytest.raises(ValueError, match="do not fit"):
-            native.begin(pool, 1, files_, maps, offsets, starts, pieces, np.full(1, -1))
+            native.begin(pool, 1, files_, maps, offsets, starts, pieces, np.full(1, -1), None)
     native.stop(pool)
     with pytest.raises(ValueError, match="has ended"):
         one_read(pool, 0, 0, np.ones(1, np.uint8), np.full(1, -1))
+    with pytest.raises(ValueError, match="one thread at least"):
+        native.start(0)
 
 
-def test_a_signal_is_heard_during_a_long_read():
-    """107 GB of reads stand for a filesystem that hangs."""
-    program = """
+LONG = """
 import os, signal, sys, threading, time
 import numpy as np
 from jeoparda.feed.files import native
 slow = np.zeros(1 << 28, np.uint8)
-pieces = np.tile(np.array([(slow.ctypes.data, slow.nbytes)], [("a", "u8"), ("n", "u8")]), 400)
-out = os.memfd_create("long"); os.truncate(out, slow.nbytes)
-pool, got = native.start(1), np.full(400, -1)
-n = np.arange(401)
-batch = native.begin(pool, 1, np.full(400, out, np.int32), np.zeros(400, np.uint64), 0 * n[1:], n, pieces, got)
-signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-native.wait(batch)
+pieces = np.tile(np.array([(slow.ctypes.data, slow.nbytes)], [("a", "u8"), ("n", "u8")]), 4000)
+file = os.memfd_create("long")
+os.truncate(file, slow.nbytes)
+pool, got, n = native.start(1), np.full(4000, -1), np.arange(4001)
+files, maps = np.full(4000, file, np.int32), np.zeros(4000, np.uint64)
+batch = native.begin(pool, 1, files, maps, 0 * n[1:], n, pieces, got, slow)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    native.wait(batch)
+except KeyboardInterrupt:
+    native.stop(pool)
+    print((got < 0).any())
 """
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 7
 
 
+@NATIVE
+def test_a_signal_ends_a_long_read():
+    """1 TB of reads, as of a slow filesystem."""
+    done = subprocess.run([sys.executable, "-c", LONG], timeout=60, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+LEFT = """
+import shutil, sys, tempfile
+from pathlib import Path
+from jeoparda.feed import Feed, FeedRecipe, Plan
+from jeoparda.order import Order
+from jeoparda.store import Store
+store = Store(Path(sys.argv[1]))
+folder = tempfile.TemporaryDirectory(dir="/dev/shm")
+copies = [Path(shutil.copy(path, folder.name)) for path in store.paths]
+plan = Plan(Order(1000 * len(store), 64, 0), store.split("all").repeat(1000), 0, 1)
+recipe = FeedRecipe(kind="raw", check="never", threads=1, ahead=7)
+batches = iter(Feed(store, plan, recipe, True, store.labels, path_of=copies.__getitem__))
+for _ in range(30):
+    next(batches)
+if sys.argv[2] == "collected":
+    ring = [batches]
+    ring.append(ring)
+    del batches, ring
+sys.exit(3)
+"""
+
+
+@NATIVE
+@pytest.mark.parametrize("how", ["left", "collected"])
+def test_a_process_may_end_while_copies_are_read(tiny_store, how):
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", LEFT, tiny_store, how], timeout=60, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (3, "")
+
+
+@NATIVE
 def test_a_pool_ends_with_batches_that_nobody_waited_for(tmp_path):
     def threads() -> int:
         return len(os.listdir("/proc/self/task"))
@@ -382,7 +432,7 @@ def test_a_pool_ends_with_batches_that_nobody_waited_for(tmp_path):
             assert np.array_equal(outs[k], data)
             native.stop(pool)
             del batches, pool
-            assert all(np.array_equal(out, data) for out in outs[got[:, 0] >= 0]) and (got[: k + 1] > 0).all()
+            assert all(np.array_equal(out, data) for out in outs[got[:, 0] >= 0]) and got[k] > 0
     assert soon(threads, before)
 
 
@@ -397,12 +447,16 @@ def often_interrupted():
         sys.setswitchinterval(usual)
 
 
-def test_shards_are_read_while_copies_come_about(tmp_path):
+@NATIVE
+def test_shards_are_read_while_copies_come_about(tmp_path, monkeypatch):
+    descriptors, opened = len(os.listdir("/proc/self/fd")), os.open
+    monkeypatch.setattr(files.os, "open", lambda *a, **k: (time.sleep(1e-4), opened(*a, **k))[1])
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         for k in range(200):
             np.full(9_000, k, np.uint8).tofile(tmp_path / str(k))
             shutil.copy(tmp_path / str(k), memory)
-        shards, ended, wrong = Files([tmp_path / str(k) for k in range(200)]), threading.Event(), []
+        paths, ended, wrong = [tmp_path / str(k) for k in range(200)], threading.Event(), []
+        shards = Files(paths, np.full(200, 9_000))
 
         def read():
             pool, some, rng = native.start(1), 8, np.random.default_rng()
@@ -413,7 +467,7 @@ def test_shards_are_read_while_copies_come_about(tmp_path):
                     continue  # as they were about to be replaced; the reader asks again, too
                 pieces = np.array([(row.ctypes.data, 4_000) for row in out], PIECE)
                 at, starts = rng.integers(5_000, size=some), np.arange(some + 1)
-                native.wait(native.begin(pool, 1, fds, maps, at, starts, pieces, got))
+                native.wait(native.begin(pool, 1, fds, maps, at, starts, pieces, got, shards))
                 if (got != 4_000).any() or (out != own[:, None]).any():
                     wrong.append((own, got))
 
@@ -426,16 +480,63 @@ def test_shards_are_read_while_copies_come_about(tmp_path):
                 task.result()
         assert wrong == [] and shards.in_memory(np.arange(200)) and shards.of(np.arange(200))[1].all()
         shards.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
+def huge_kb(address: int) -> int:
+    """What of the map that begins there lies in huge pages."""
+    of = Path("/proc/self/smaps").read_text().split(f"\n{address:x}-")[1]
+    return int(of.split("ShmemPmdMapped:")[1].split()[0])
+
+
+@NATIVE
 def test_copies_in_memory_lie_in_huge_pages_or_that_is_said():
+    content = np.random.default_rng(0).bytes(5 << 20)
     with tempfile.TemporaryFile(dir="/dev/shm") as f:
-        f.write(bytes(5 << 20))
+        f.write(content)
         f.flush()
         m = Map(f.fileno())
-        assert m.address % (2 << 20) == 0 and isinstance(m.collapse(), bool)
+        assert m.address % (2 << 20) == 0
+        assert m.collapse() == (huge_kb(m.address) == 4096)  # the whole ones
+        assert f.seek(0) == 0 and f.read() == content
+        assert not Map(f.fileno()).collapse(lambda: True)
         f.truncate(100)
         assert not Map(f.fileno()).collapse()  # less than a page
+
+
+@NATIVE
+def test_copies_that_cannot_be_mapped_are_read(store, monkeypatch, calls):
+    """As where no more memory may be addressed; and a copy that is shorter than the store says is told."""
+
+    def refused(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    expected = epoch(make(store, "raw"))
+    monkeypatch.setattr(native, "map", refused)
+    calls.clear()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        copies = [Path(shutil.copy(path, memory)) for path in store.paths]
+        staged = make(store, "raw")
+        staged._reader._path_of = copies.__getitem__
+        for a, b in zip(expected, epoch(staged), strict=True):
+            assert all(np.array_equal(a[name], b[name]) for name in a)
+        assert calls and not any(maps.any() for _, _, maps, *_ in calls)
+        monkeypatch.undo()
+        os.truncate(copies[2], 300_000)
+        staged = make(store, "raw", check="never")
+        staged._reader._path_of = copies.__getitem__
+        with pytest.raises(StoreError, match=r"00002\.h5: patch \d+ ends after .*truncated"):
+            epoch(staged)
+
+
+@NATIVE
+def test_what_is_not_asked_for_any_more_is_not_read_again(store, monkeypatch):
+    """A feed that is left early, in its first epoch."""
+    monkeypatch.setattr(reader.Reader, "read_one_by_one", lambda *_: pytest.fail("was read again"))
+    for _ in range(20):
+        batches = iter(make(store, "raw", batch=16, threads=4, ahead=8))
+        next(batches)
+        batches.close()
 
 
 def test_a_band_that_is_not_there_is_named(store):
@@ -459,22 +560,25 @@ def test_a_damaged_patch_is_told_when_it_is_first_read(store, kind, tmp_path, ti
     epoch(make(copy, kind, check="never"))
 
 
-def test_a_shard_that_vanished_is_told(store, tmp_path, tiny_store):
+@pytest.mark.parametrize("check", ["first", "never"])
+def test_a_shard_that_vanished_is_told(store, check, tmp_path, tiny_store):
     copy = Store(shutil.copytree(tiny_store, tmp_path / "store"))
     copy.paths[1].unlink()
     with pytest.raises(StoreError, match=r"00001\.h5: patch \d+ cannot be read: No such file.*store repair"):
-        epoch(make(copy))
+        epoch(make(copy, check=check))
 
 
+@NATIVE
 def test_neighbours_in_a_file_are_read_together(store, calls):
     f = make(store, batch=16, train=False, threads=1, ahead=1)
     epoch(f)
-    assert sum(len(got) for *_, got in calls) < len(store) / 4  # in store order, so almost all are neighbours
+    assert sum(len(got) for *_, got, _ in calls) < len(store) / 4  # in store order, so almost all are neighbours
     for batch in epoch(make(store, "raw", batch=16, block=1, threads=1, ahead=1)):
         for i, number in enumerate(batch["number"]):
             assert np.array_equal(batch["10m"][i], store.patch(number)["10m"])
 
 
+@NATIVE
 @pytest.mark.parametrize("bands", [(), ("B04", "B03", "B02")])
 @pytest.mark.parametrize("check", ["first", "never"])
 def test_installed_without_a_compiler_the_same_is_read_from_python(store, bands, check, monkeypatch):
