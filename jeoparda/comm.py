@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 import torch
@@ -46,6 +47,10 @@ class Comm(Protocol):
         """The optimizer, averaging gradients over ranks before each step, overlapped with the backward pass."""
         ...
 
+    def averaged(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """In here all gradients are averages already, as clipping wants them, and a step takes them as they are."""
+        ...
+
     def same_weights(self, model: nn.Module) -> None:
         """Give every rank rank 0's parameters and buffers."""
         ...
@@ -71,6 +76,9 @@ class Single:
 
     def average_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         return optimizer
+
+    def averaged(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def same_weights(self, model: nn.Module) -> None:
         pass
@@ -106,6 +114,12 @@ class Horovod:
 
     def average_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         return self._hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+
+    @contextmanager
+    def averaged(self, optimizer: Any) -> Iterator[None]:
+        optimizer.synchronize()
+        with optimizer.skip_synchronize():
+            yield
 
     def same_weights(self, model: nn.Module) -> None:
         # state_dict holds buffers too (BatchNorm's running statistics); broadcast_parameters skips none of them

@@ -1,9 +1,77 @@
 """Losses, as sums over samples: the caller divides by the global batch, so that ranks of uneven shares agree."""
 
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from jeoparda.config import opt, recipe
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@recipe
+class LossRecipe:
+    """What training makes small. Validation and evaluation report the plain cross-entropy whatever is chosen here."""
+
+    kind: Literal["cross-entropy", "focal", "asymmetric"] = opt(
+        "cross-entropy", "focal and asymmetric give less to what is easy, as the many absent classes are"
+    )
+    focus: float = opt(2.0, "exponent of focal", ge=0)
+    focus_present: float = opt(0.0, "exponent of asymmetric for classes that are there", ge=0)
+    focus_absent: float = opt(4.0, "exponent of asymmetric for classes that are not", ge=1)
+    margin: float = opt(0.05, "asymmetric counts absent classes below this probability as right", ge=0, lt=1)
+    weights: Literal["none", "balanced"] = opt(
+        "none", "balanced: a class that is there counts as often as it is missing in the training split, over present"
+    )
+    largest_weight: float = opt(10.0, "of balanced", ge=1)
+    smoothing: float = opt(0.0, "label smoothing: targets from half of this to 1 less half of it", ge=0, lt=1)
 
 
 def multilabel(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Binary cross-entropy, averaged over classes and summed over samples. Both (batch, class) -> ()."""
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1).sum()
+
+
+def balance(r: LossRecipe, labels: np.ndarray) -> torch.Tensor | None:
+    """(class,) float64, what a class that is there weighs: absent over present samples of `labels`, (n, class), at most
+    `largest_weight`; 1 for a class without any. None without weights."""
+    if r.weights == "none":
+        return None
+    present = labels.sum(0, dtype=np.int64)
+    weight = np.where(present > 0, (len(labels) - present) / np.maximum(present, 1), 1.0)
+    return torch.from_numpy(np.clip(weight, 1 / r.largest_weight, r.largest_weight))
+
+
+def build(r: LossRecipe, weight: torch.Tensor | None = None) -> Loss:
+    """The recipe's loss of logits and labels, or shares of them, both (batch, class) -> (): averaged over classes,
+    summed over samples. weight: (class,), of classes that are there.
+
+    focal: Lin et al., "Focal loss for dense object detection", ICCV 2017, equation 4. asymmetric: Ridnik et al.,
+    "Asymmetric loss for multi-label classification", ICCV 2021. A share y of a label, as mixup makes them, is y of the
+    loss of its being there and 1 - y of that of its not.
+    """
+
+    def terms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What it costs that a class is there, and that it is not. p ** n is taken as exp(n * log p), which has a
+        gradient where p is rounded to 0."""
+        there, absent = -F.logsigmoid(logits), -F.logsigmoid(-logits)
+        if r.kind == "focal":
+            return there * (-r.focus * absent).exp(), absent * (-r.focus * there).exp()
+        if r.kind == "asymmetric":
+            shifted = (logits.sigmoid() - r.margin).clamp_min(0)
+            easy = -torch.log1p(-shifted) if r.margin else absent
+            return there * (-r.focus_present * absent).exp(), easy * shifted**r.focus_absent
+        return there, absent
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        there, absent = terms(logits)
+        if weight is not None:
+            there = there * weight.to(logits)
+        y = labels * (1 - r.smoothing) + r.smoothing / 2
+        return (y * there + (1 - y) * absent).mean(1).sum()
+
+    plain = r.kind == "cross-entropy" and weight is None and not r.smoothing
+    return multilabel if plain else loss

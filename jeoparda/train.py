@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from jeoparda import __version__, checkpoint, losses, schedule
+from jeoparda import __version__, checkpoint, losses, optimizers, schedule
 from jeoparda.comm import Backend, Comm, cores_of, device_of, synchronise_norm
 from jeoparda.config import REQUIRED, as_dict, dump, opt, recipe
 from jeoparda.errors import CheckpointError, JeopardaError, RecipeError, Stopped, StoreError
@@ -28,8 +29,10 @@ from jeoparda.feed.seen import SeenWriter, starts
 from jeoparda.feed.stage import Stage
 from jeoparda.files import whole
 from jeoparda.journal import Journal, provenance, read
+from jeoparda.losses import Loss, LossRecipe
 from jeoparda.metrics import multilabel
 from jeoparda.models import ModelRecipe, build
+from jeoparda.optimizers import OptimizerRecipe
 from jeoparda.order import Order, key, permute
 from jeoparda.progress import track
 from jeoparda.schedule import ScheduleRecipe
@@ -39,16 +42,6 @@ from jeoparda.store import Store
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 STOP_CHECK_STEPS = 4  # how often ranks ask each other whether one was told to stop
 _DROPOUT, _SHUFFLE = 0xD50, 0x5F1E  # keep these draws apart from the order's
-
-
-@recipe
-class OptimizerRecipe:
-    """How weights move."""
-
-    kind: Literal["sgd", "adamw"] = opt("adamw", "algorithm")
-    lr: float = opt(1e-3, "peak learning rate, for the global batch", gt=0)
-    momentum: float = opt(0.9, "of sgd", ge=0, lt=1)
-    weight_decay: float = opt(1e-2, "L2 (sgd) or decoupled decay (adamw); not on norms and biases", ge=0)
 
 
 @recipe
@@ -68,8 +61,17 @@ class TrainRecipe:
     model: ModelRecipe = opt(ModelRecipe, "network")
     epochs: int = opt(20, "passes over the training split", ge=1)
     batch: int = opt(64, "patches a step over all ranks; not multiplied by the number of ranks", "patches", ge=1)
+    loss: LossRecipe = opt(LossRecipe, "loss")
     optimizer: OptimizerRecipe = opt(OptimizerRecipe, "optimizer")
     schedule: ScheduleRecipe = opt(ScheduleRecipe, "learning rate over the run")
+    ema: float = opt(
+        0.0,
+        "what is validated and used are weights averaged over the steps, each time this share of the average and the "
+        "rest of the new; 0: the newest weights",
+        ge=0,
+        lt=1,
+    )
+    patience: int = opt(0, "stop after so many epochs without a better validation micro F1; 0: never", "epochs", ge=0)
     norm: Literal["synchronised", "local", "frozen"] = opt(
         "synchronised", "BatchNorm over the global batch, over each rank's share, or with fixed statistics"
     )
@@ -108,18 +110,30 @@ class Training:
     comm: Comm
     store: Store
     model: nn.Module
+    loss: Loss
     optimizer: torch.optim.Optimizer
     feed: Feed
     val: Feed
     device: torch.device
     loop: Loop
     stop: StopRequest
-    seen: SeenWriter | None = None  # where the recipe asks for it
+    average: AveragedModel | None  # where the recipe asks for it, as below
+    seen: SeenWriter | None = None
 
     @property
     def steps(self) -> int:
         """Steps an epoch."""
         return self.feed.plan.order.steps
+
+    @property
+    def finished(self) -> str:
+        """Why there is nothing left to do, or ""."""
+        best_epoch = self.loop.best_step // self.steps
+        if self.loop.epoch >= self.r.epochs:
+            return f"{self.r.epochs} epochs"
+        if self.r.patience and self.loop.best_step and self.loop.epoch - best_epoch >= self.r.patience:
+            return f"{self.r.patience} epochs without a better micro F1 than that of epoch {best_epoch}"
+        return ""
 
 
 def run(r: TrainRecipe, comm: Comm) -> Path:
@@ -137,9 +151,9 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
 
 def _train(t: Training) -> Path:
     r, comm = t.r, t.comm
-    if t.loop.epoch >= r.epochs:
+    if t.finished:
         if comm.rank == 0:
-            print(f"{r.run}: finished already, {r.epochs} epochs")
+            print(f"{r.run}: finished already, {t.finished}")
         return r.run
     journal = Journal(r.run / "journal.jsonl") if comm.rank == 0 else None
     if journal:
@@ -148,10 +162,12 @@ def _train(t: Training) -> Path:
         journal.append("resume" if t.loop != Loop() else "start", **_describe(t))
         print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
     with _seen(t), _how_to_go_on(r.run):
-        while t.loop.epoch < r.epochs:
+        while not t.finished:
             _round(t, journal)
     if journal:
-        journal.append("stop", reason="finished", epoch=t.loop.epoch)
+        journal.append("stop", reason="finished", epoch=t.loop.epoch, after=t.finished)
+        if t.loop.epoch < r.epochs:
+            print(f"{r.run}: stopped after {t.finished}")
     return r.run
 
 
@@ -183,7 +199,8 @@ def _round(t: Training, journal: Journal | None) -> None:
     r, spent = t.r, defaultdict[str, float](float)
     images, seconds = _epoch(t, spent)
     with _clock(spent, "validation"):
-        numbers, scores, loss = infer(t.model, t.val, t.device, t.comm)
+        model = t.average.module if t.average else t.model
+        numbers, scores, loss = infer(model, t.val, t.device, t.comm)
         figures = {"loss": loss} | multilabel(scores, t.store.labels[numbers], r.threshold).summary()
     line = _line(t, spent, images, seconds, figures)
     if journal:  # before the checkpoint: a crash between the two leaves a line to find, not a line lost
@@ -244,11 +261,15 @@ def _step(t: Training, batch: Batch, spent: dict[str, float]) -> torch.Tensor:
         labels = batch["labels"].to(t.device, dtype, non_blocking=True)
         t.optimizer.zero_grad()
         first, last = t.feed.plan.order.bounds(t.loop.step)
-        loss = losses.multilabel(t.model(image), labels) / (last - first)
+        loss = t.loss(t.model(image), labels) / (last - first)
         (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
     # with other ranks: what the backward pass did not hide of the exchange, and waiting for the slowest
-    with _clock(spent, "communication" if t.comm.size > 1 else "compute"):
+    with _clock(spent, "communication" if t.comm.size > 1 else "compute"), t.comm.averaged(t.optimizer):
+        if r.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(t.model.parameters(), r.optimizer.clip_norm)
         t.optimizer.step()
+        if t.average:
+            t.average.update_parameters(t.model)
     return loss.detach()
 
 
@@ -282,12 +303,14 @@ def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopR
         )
     torch.manual_seed(r.seed)
     model = build(r.model, len(feeds["train"].layout.bands), len(store.info.classes))
-    if r.norm == "synchronised":
-        synchronise_norm(model, comm)
     # weights stay row-major: Horovod reduces nothing else; images come channels-last
     model.to(device, DTYPES[r.precision])
-    optimizer = comm.average_gradients(_optimizer(r.optimizer, model), model)
-    t = Training(r, comm, store, model, optimizer, feeds["train"], feeds["val"], device, Loop(), stop)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r.ema), use_buffers=True) if r.ema else None
+    if r.norm == "synchronised":
+        synchronise_norm(model, comm)
+    optimizer = comm.average_gradients(optimizers.build(r.optimizer, model), model)
+    loss = losses.build(r.loss, losses.balance(r.loss, store.labels[store.split("train")]))
+    t = Training(r, comm, store, model, loss, optimizer, feeds["train"], feeds["val"], device, Loop(), stop, average)
     _resume(t)
     comm.same_weights(model)
     return t
@@ -299,15 +322,6 @@ def _shuffled(store: Store, numbers: np.ndarray, seed: int) -> np.ndarray:
     dealt = permute(np.arange(len(numbers)), len(numbers), key(seed, _SHUFFLE))
     labels[numbers] = store.labels[numbers[dealt]]
     return labels
-
-
-def _optimizer(r: OptimizerRecipe, model: nn.Module) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    rest = [p for p in model.parameters() if p.ndim <= 1]  # norms and biases: nothing to decay
-    groups = [{"params": matrices, "weight_decay": r.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    if r.kind == "sgd":
-        return torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
-    return torch.optim.AdamW(groups, lr=r.lr)
 
 
 # ---- state
@@ -334,6 +348,7 @@ def _save(t: Training) -> None:
     state = {
         "model": t.model.state_dict(),
         "optimizer": t.optimizer.state_dict(),
+        "average": t.average.state_dict() if t.average else None,
         "loop": asdict(t.loop) | {"loss_sum": loss_sum},
         "recipe": _identity(t.r),
         "about": {
@@ -379,6 +394,8 @@ def _resume(t: Training) -> None:
         raise CheckpointError(f"{t.r.run}: holds another run; give another `run` folder. Changed: {'; '.join(changed)}")
     t.model.load_state_dict(state["model"])
     t.optimizer.load_state_dict(state["optimizer"])
+    if t.average:
+        t.average.load_state_dict(state["average"])
     t.loop = Loop(**state["loop"])
     if t.comm.rank != 0:
         t.loop.loss_sum = 0.0  # rank 0 carries the sum over all

@@ -6,16 +6,16 @@ from typing import Literal
 from torch import nn
 
 from jeoparda.config import opt, recipe
-from jeoparda.models.resnet import ResNet, resnet18, resnet34, resnet50
+from jeoparda.models.resnet import ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 
-_BUILD: dict[str, Callable[..., ResNet]] = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
+_BUILD: dict[str, Callable[..., ResNet]] = {f.__name__: f for f in (resnet18, resnet34, resnet50, resnet101, resnet152)}
 
 
 @recipe
 class ModelRecipe:
     """The network."""
 
-    name: Literal["resnet18", "resnet34", "resnet50"] = opt("resnet18", "architecture")
+    name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = opt("resnet18", "architecture")
     width: int = opt(
         64, "channels of the stem; 64 as published, less for a quick trial", "channels", ge=16, multiple_of=16
     )

@@ -113,3 +113,13 @@ def resnet34(bands: int, classes: int, width: int = 64, dropout: float = 0.0) ->
 def resnet50(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
     """50 layers of bottlenecks."""
     return ResNet(Bottleneck, (3, 4, 6, 3), bands, classes, width, dropout)
+
+
+def resnet101(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+    """101 layers of bottlenecks."""
+    return ResNet(Bottleneck, (3, 4, 23, 3), bands, classes, width, dropout)
+
+
+def resnet152(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+    """152 layers of bottlenecks."""
+    return ResNet(Bottleneck, (3, 8, 36, 3), bands, classes, width, dropout)

@@ -58,6 +58,24 @@ def test_ranks_end_with_the_weights_of_one_process(ranks: Ranks, alone, tiny_sto
         assert len(e["images_per_s_per_rank"]) == len(e["wait_s"]) == n
 
 
+RECIPES = [
+    ("optimizer.kind=adamw", "optimizer.lr=1e-5"),
+    ("optimizer.kind=lars", "optimizer.lr=0.1", "ema=0.9"),
+    ("optimizer.kind=lamb", "optimizer.lr=1e-5"),
+    ("optimizer.clip_norm=0.05", "loss.kind=focal", "loss.weights=balanced"),
+]
+
+
+@MPI
+@pytest.mark.parametrize("words", RECIPES, ids=lambda words: words[0])
+def test_whatever_the_optimizer(ranks: Ranks, alone, tiny_store, tmp_path, apart, cli, words):
+    assert cli("train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'one'}", SHARP, *words).returncode == 0
+    done = ranks(4, "mpirun", "train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'four'}", SHARP, *words)
+    assert done.returncode == 0, done.stderr
+    assert apart(tmp_path / "four", tmp_path / "one") < 1e-10
+    assert apart(tmp_path / "one", alone) > 1e-6  # it is another recipe, which moves the weights otherwise
+
+
 @MPI
 @pytest.mark.needs("dali")
 def test_so_does_the_dali_feed(ranks: Ranks, alone, tiny_store, tmp_path, apart):

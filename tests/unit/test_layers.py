@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "jeoparda"
 LAYERS = (
     {"errors", "nomenclature", "sensors", "grid", "partition", "order", "launchers", "degrade"},
     {"config", "files", "raster", "vector", "scene", "labels", "footprint", "store", "journal", "progress", "signals"},
-    {"comm", "workers", "models", "losses", "metrics", "schedule", "checkpoint"},
+    {"comm", "workers", "models", "losses", "metrics", "schedule", "optimizers", "checkpoint"},
     {"ingest", "synth", "feed", "train", "evaluate", "predict", "monitor", "annotate", "scaling"},
     {"stages", "launch", "report", "cli", "demo", "__main__"},
 )

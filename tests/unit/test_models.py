@@ -10,7 +10,13 @@ from jeoparda.errors import RecipeError
 from jeoparda.models import ModelRecipe, build
 
 # parameters with 3 bands and 1000 classes: He et al. 2016, as torchvision counts them
-PUBLISHED = {"resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032}
+PUBLISHED = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+}
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED.items())

@@ -12,7 +12,7 @@ def curve(kind: str, steps: int, warmup: float) -> np.ndarray:
     return np.array([factor(r, s, steps) for s in range(steps)])
 
 
-@pytest.mark.parametrize("kind", ["one-cycle", "cosine", "constant"])
+@pytest.mark.parametrize("kind", ["one-cycle", "cosine", "steps", "constant"])
 @pytest.mark.parametrize("steps", [1, 2, 10, 1000])
 @pytest.mark.parametrize("warmup", [0.0, 0.3, 0.9])
 def test_it_rises_and_falls_between_0_and_the_peak(kind, steps, warmup):
@@ -45,3 +45,8 @@ def test_ends():
     assert cosine[0] == 1 and cosine[500] == pytest.approx(0.5) and 0 < cosine[-1] < 1e-5
     rise = curve("constant", 10, 0.4)
     np.testing.assert_allclose(rise, [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 1])
+
+
+def test_steps_decay_where_they_are_told_to():
+    f = curve("steps", 100, 0.1)
+    assert np.allclose(f[10:50], 1) and np.allclose(f[50:75], 0.1) and np.allclose(f[75:], 0.01)

@@ -23,12 +23,14 @@ from jeoparda.feed.seen import prove
 from jeoparda.ingest import IngestRecipe, SplitRecipe
 from jeoparda.ingest import run as ingest
 from jeoparda.ingest.bigearthnet import BigEarthNetRecipe
+from jeoparda.losses import Loss, LossRecipe
 from jeoparda.models import ModelRecipe, build
+from jeoparda.optimizers import OptimizerRecipe
 from jeoparda.order import Order
 from jeoparda.schedule import ScheduleRecipe, factor
 from jeoparda.signals import StopRequest
 from jeoparda.store import Store
-from jeoparda.train import CheckpointRecipe, OptimizerRecipe, TrainRecipe
+from jeoparda.train import CheckpointRecipe, TrainRecipe
 from tests.archive import make_archive
 
 pytestmark = pytest.mark.usefixtures("keep_signals")
@@ -41,6 +43,7 @@ def recipe(store: Path, run: Path, **more) -> TrainRecipe:
         "batch": 5,
         "feed": FeedRecipe(kind="plain"),
         "optimizer": OptimizerRecipe(kind="adamw", lr=3e-3),
+        "ema": 0.9,
     }
     return TrainRecipe(store=store, run=run, **small | more)
 
@@ -63,15 +66,17 @@ def act_at(monkeypatch, calls: tuple[int, ...], act: Callable[[], None]) -> None
     """Act while this process computes the given losses of training (counted from 1, in one epoch or over several;
     those of validation are not counted)."""
     seen = [0]
-    original = losses.multilabel
 
-    def counting(logits, labels):
-        seen[0] += torch.is_grad_enabled()
-        if torch.is_grad_enabled() and seen[0] in calls:
-            act()
-        return original(logits, labels)
+    def build(r: LossRecipe, weight: torch.Tensor | None) -> Loss:
+        def counting(logits, labels):
+            seen[0] += 1
+            if seen[0] in calls:
+                act()
+            return losses.multilabel(logits, labels)
 
-    monkeypatch.setattr(losses, "multilabel", counting)
+        return counting
+
+    monkeypatch.setattr(losses, "build", build)
 
 
 def stop_at(monkeypatch, *calls: int) -> None:
@@ -481,3 +486,44 @@ def test_evaluation_refuses_a_store_that_does_not_fit(undisturbed, tiny_archive,
         evaluate.run(EvaluateRecipe(run=undisturbed, store=tmp_path / "s", split="all"), Single())
     with pytest.raises(CheckpointError, match=r"best\.pt: no such checkpoint"):
         evaluate.run(EvaluateRecipe(run=tmp_path, store=tmp_path / "s"), Single())
+
+
+def test_validation_and_evaluation_look_at_the_average(tiny_store, tmp_path):
+    r = recipe(tiny_store, tmp_path / "run", epochs=1, checkpoint=CheckpointRecipe(every_steps=1, keep=99))
+    train.run(r, Single())
+    states = [torch.load(p, weights_only=True) for p in sorted((r.run / "checkpoints").glob("[0-9]*.pt"))]
+    assert len(states) > 3
+    average = states[0]["model"]  # the first step's weights begin it
+    for state in states[1:]:
+        new = state["model"]
+        average = {k: 0.9 * average[k] + 0.1 * x if x.is_floating_point() else x for k, x in new.items()}
+    used = evaluate.load(r.run, "last").model.state_dict()
+    for name, w in used.items():
+        if w.is_floating_point():
+            torch.testing.assert_close(w, average[name])
+    assert not torch.equal(used["fc.weight"], states[-1]["model"]["fc.weight"])
+    again = EvaluateRecipe(run=r.run, store=tiny_store, split="val", checkpoint="last", feed=FeedRecipe(kind="plain"))
+    assert evaluate.run(again, Single())["loss"] == pytest.approx(epochs(r.run)[0]["val"]["loss"], rel=1e-5)
+
+
+def test_patience_ends_a_run_that_gets_no_better_and_it_stays_ended(tiny_store, tmp_path, capsys):
+    still_weights = OptimizerRecipe(kind="sgd", lr=1e-30)
+    more = {"epochs": 9, "patience": 2, "norm": "frozen", "ema": 0.0, "optimizer": still_weights}
+    r = recipe(tiny_store, tmp_path / "run", **more)
+    train.run(r, Single())
+    events = journal.read(r.run / "journal.jsonl")
+    assert [e["event"] for e in events] == ["start", "epoch", "epoch", "epoch", "stop"]
+    assert "2 epochs without a better micro F1 than that of epoch 1" in capsys.readouterr().out
+    train.run(r, Single())
+    assert "finished already, 2 epochs without" in capsys.readouterr().out
+    assert journal.read(r.run / "journal.jsonl") == events
+
+
+@pytest.mark.parametrize("kind", ["focal", "asymmetric"])
+def test_other_losses_learn_too(tiny_store, tmp_path, kind):
+    loss = LossRecipe(kind=kind, weights="balanced", smoothing=0.05)
+    optimizer = OptimizerRecipe(kind="lamb", lr=0.02, clip_norm=1.0)
+    r = recipe(tiny_store, tmp_path / "run", epochs=4, loss=loss, optimizer=optimizer, ema=0.0)
+    train.run(r, Single())
+    found = [e["loss"] for e in epochs(r.run)]
+    assert found[-1] < 0.8 * found[0], found
