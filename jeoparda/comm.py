@@ -9,8 +9,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import torch
@@ -44,11 +43,15 @@ class Comm(Protocol):
         ...
 
     def average_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer, averaging gradients over ranks before each step, overlapped with the backward pass."""
+        """The optimizer, which averages gradients over ranks while the backward pass goes on."""
         ...
 
-    def averaged(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-        """In here all gradients are averages already, as clipping wants them, and a step takes them as they are."""
+    def finish_averages(self, optimizer: torch.optim.Optimizer) -> None:
+        """Wait until all gradients are averages over ranks, as clipping and `step` want them."""
+        ...
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One step of the optimizer by the gradients as they are, after `finish_averages`."""
         ...
 
     def same_weights(self, model: nn.Module) -> None:
@@ -77,8 +80,11 @@ class Single:
     def average_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         return optimizer
 
-    def averaged(self, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-        return nullcontext()
+    def finish_averages(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
 
     def same_weights(self, model: nn.Module) -> None:
         pass
@@ -115,11 +121,12 @@ class Horovod:
     def average_gradients(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
         return self._hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
-    @contextmanager
-    def averaged(self, optimizer: Any) -> Iterator[None]:
+    def finish_averages(self, optimizer: Any) -> None:
         optimizer.synchronize()
+
+    def step(self, optimizer: Any) -> None:
         with optimizer.skip_synchronize():
-            yield
+            optimizer.step()
 
     def same_weights(self, model: nn.Module) -> None:
         # state_dict holds buffers too (BatchNorm's running statistics); broadcast_parameters skips none of them

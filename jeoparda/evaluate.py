@@ -64,10 +64,7 @@ def load(run_folder: Path, which: str = "best") -> Trained:
     about = state["about"]
     bands = sum(len(g["bands"]) for g in about["groups"])
     model = build(check(ModelRecipe, about["model"], str(path)), bands, len(about["classes"]))
-    weights = state["model"]
-    if average := state.get("average"):  # what validation looked at
-        weights = {name.removeprefix("module."): w for name, w in average.items() if name.startswith("module.")}
-    model.load_state_dict(weights)
+    model.load_state_dict(state.get("average") or state["model"])  # as validation did
     return Trained(path, model.eval(), about)
 
 

@@ -24,7 +24,7 @@ class LossRecipe:
     focus_absent: float = opt(4.0, "exponent of asymmetric for classes that are not", ge=1)
     margin: float = opt(0.05, "asymmetric counts absent classes below this probability as right", ge=0, lt=1)
     weights: Literal["none", "balanced"] = opt(
-        "none", "balanced: a class that is there counts as often as it is missing in the training split, over present"
+        "none", "balanced: a class that is there counts by the training split's samples without it over those with it"
     )
     largest_weight: float = opt(10.0, "of balanced", ge=1)
     smoothing: float = opt(0.0, "label smoothing: targets from half of this to 1 less half of it", ge=0, lt=1)
@@ -73,5 +73,4 @@ def build(r: LossRecipe, weight: torch.Tensor | None = None) -> Loss:
         y = labels * (1 - r.smoothing) + r.smoothing / 2
         return (y * there + (1 - y) * absent).mean(1).sum()
 
-    plain = r.kind == "cross-entropy" and weight is None and not r.smoothing
-    return multilabel if plain else loss
+    return loss

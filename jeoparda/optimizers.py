@@ -94,12 +94,11 @@ class Lamb(torch.optim.Optimizer):
                     continue
                 s = self.state[p]
                 if not s:
-                    s |= {"step": torch.zeros(()), "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
+                    s |= {"step": 0, "mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
                 s["step"] += 1
-                done = s["step"].item()
                 s["mean"].lerp_(p.grad, 1 - first)
                 s["square"].mul_(second).addcmul_(p.grad, p.grad, value=1 - second)
-                mean, square = s["mean"] / (1 - first**done), s["square"] / (1 - second**done)
+                mean, square = s["mean"] / (1 - first ** s["step"]), s["square"] / (1 - second ** s["step"])
                 change = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * p
                 ratio = _ratio(p.norm(), change.norm()) if group["layerwise"] else 1.0
                 p.sub_(change * (group["lr"] * ratio))

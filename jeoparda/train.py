@@ -117,7 +117,7 @@ class Training:
     device: torch.device
     loop: Loop
     stop: StopRequest
-    average: AveragedModel | None  # where the recipe asks for it, as below
+    average: AveragedModel | None  # this and the next where the recipe asks for them
     seen: SeenWriter | None = None
 
     @property
@@ -264,10 +264,12 @@ def _step(t: Training, batch: Batch, spent: dict[str, float]) -> torch.Tensor:
         loss = t.loss(t.model(image), labels) / (last - first)
         (loss * t.comm.size).backward()  # gradients are averaged over ranks: this makes it the batch's mean
     # with other ranks: what the backward pass did not hide of the exchange, and waiting for the slowest
-    with _clock(spent, "communication" if t.comm.size > 1 else "compute"), t.comm.averaged(t.optimizer):
+    with _clock(spent, "communication" if t.comm.size > 1 else "compute"):
+        t.comm.finish_averages(t.optimizer)
+    with _clock(spent, "compute"):
         if r.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(t.model.parameters(), r.optimizer.clip_norm)
-        t.optimizer.step()
+        t.comm.step(t.optimizer)
         if t.average:
             t.average.update_parameters(t.model)
     return loss.detach()
@@ -348,7 +350,7 @@ def _save(t: Training) -> None:
     state = {
         "model": t.model.state_dict(),
         "optimizer": t.optimizer.state_dict(),
-        "average": t.average.state_dict() if t.average else None,
+        "average": t.average.module.state_dict() if t.average else None,
         "loop": asdict(t.loop) | {"loss_sum": loss_sum},
         "recipe": _identity(t.r),
         "about": {
@@ -395,7 +397,8 @@ def _resume(t: Training) -> None:
     t.model.load_state_dict(state["model"])
     t.optimizer.load_state_dict(state["optimizer"])
     if t.average:
-        t.average.load_state_dict(state["average"])
+        t.average.module.load_state_dict(state["average"])
+        t.average.n_averaged += 1  # it has begun
     t.loop = Loop(**state["loop"])
     if t.comm.rank != 0:
         t.loop.loss_sum = 0.0  # rank 0 carries the sum over all

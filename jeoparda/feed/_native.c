@@ -37,7 +37,7 @@ typedef struct {
     atomic_int stopping;
     pthread_mutex_t lock; /* of all below, and of next, running and after of each batch */
     pthread_cond_t begun, ended;
-    batch *first, *last; /* with records that no thread has taken */
+    batch *first, *last; /* a queue of those with records that no thread has taken */
     int count;
     pthread_t threads[];
 } pool;
@@ -366,4 +366,10 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_native", .m_size = -1, .m_methods = methods};
 
-PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__native(void)
+{
+    PyObject *made = PyModule_Create(&module);
+    if (made && PyModule_AddIntMacro(made, HUGE_PAGE))
+        Py_CLEAR(made);
+    return made;
+}

@@ -1,5 +1,7 @@
 import numpy as np
 
+HUGE_PAGE: int  # bytes
+
 class Pool: ...
 class Batch: ...
 

@@ -20,13 +20,12 @@ try:
 except ImportError:  # installed without a compiler: all is read by system calls
     native = None  # type: ignore[assignment]
 
-HUGE_PAGE = 2 << 20  # bytes
-SLICE = 64 << 20  # that are put into huge pages at a time
+SLICE_BYTES = 64 << 20  # that are put into huge pages at a time
 
 
 class Map:
-    """A file in memory, at `address` as long as this is referred to; processes that map the same file share its pages.
-    OSError where the system does not allow it."""
+    """A file in memory, `size` bytes at `address` as long as this is referred to; processes that map one file share its
+    pages. OSError where the system does not allow it."""
 
     def __init__(self, fd: int) -> None:
         self.size = os.fstat(fd).st_size
@@ -35,9 +34,9 @@ class Map:
     def collapse(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Put the file into huge pages, from which copying is faster by a seventh. False where the kernel, before Linux
         6.1, or memory in pieces does not allow it, at least not for all of it, or when told to stop meanwhile."""
-        parts = range(0, self.size // HUGE_PAGE * HUGE_PAGE, SLICE)
+        parts = range(0, self.size // native.HUGE_PAGE * native.HUGE_PAGE, SLICE_BYTES)
         return bool(parts) and all(
-            not stop() and native.collapse(self.address + at, min(SLICE, self.size - at)) for at in parts
+            not stop() and native.collapse(self.address + at, min(SLICE_BYTES, self.size - at)) for at in parts
         )
 
 

@@ -156,7 +156,7 @@ class Reader:
             self.read_one_by_one(work, runs)
         else:
             _Reading(self, pool, work, runs, 1).result()
-        if self._checked is not None and work.whole and runs:
+        if self._checked is not None and work.unchecked and runs:
             own = slice(work.starts[runs[0]], work.starts[runs[-1] + 1])
             unknown = ~self._checked[work.numbers[own]]
             for number, place in zip(work.numbers[own][unknown].tolist(), work.places[own][unknown], strict=True):

@@ -65,14 +65,16 @@ def undisturbed(tiny_store, tmp_path_factory) -> Path:
 def act_at(monkeypatch, calls: tuple[int, ...], act: Callable[[], None]) -> None:
     """Act while this process computes the given losses of training (counted from 1, in one epoch or over several;
     those of validation are not counted)."""
-    seen = [0]
+    seen, original = [0], losses.build
 
     def build(r: LossRecipe, weight: torch.Tensor | None) -> Loss:
+        loss = original(r, weight)
+
         def counting(logits, labels):
             seen[0] += 1
             if seen[0] in calls:
                 act()
-            return losses.multilabel(logits, labels)
+            return loss(logits, labels)
 
         return counting
 
