@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from jeoparda.config import opt, recipe
+from jeoparda.errors import RecipeError
+
+_LEAST_MARGIN = 1e-6  # 1 - p is a multiple of 6e-8 in float32
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -26,7 +29,7 @@ class LossRecipe:
     weights: Literal["none", "balanced"] = opt(
         "none", "balanced: a class that is there counts by the training split's samples without it over those with it"
     )
-    largest_weight: float = opt(10.0, "of balanced", ge=1)
+    largest_weight: float = opt(10.0, "of balanced; the smallest is 1 over it", ge=1)
     smoothing: float = opt(0.0, "label smoothing: targets from half of this to 1 less half of it", ge=0, lt=1)
 
 
@@ -36,8 +39,8 @@ def multilabel(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def balance(r: LossRecipe, labels: np.ndarray) -> torch.Tensor | None:
-    """(class,) float64, what a class that is there weighs: absent over present samples of `labels`, (n, class), at most
-    `largest_weight`; 1 for a class without any. None without weights."""
+    """(class,) float64, what a class that is there weighs: absent over present samples of `labels`, (n, class), within
+    1 / `largest_weight` and `largest_weight`; 1 for a class without any. None without weights."""
     if r.weights == "none":
         return None
     present = labels.sum(0, dtype=np.int64)
@@ -51,8 +54,10 @@ def build(r: LossRecipe, weight: torch.Tensor | None = None) -> Loss:
 
     focal: Lin et al., "Focal loss for dense object detection", ICCV 2017, equation 4. asymmetric: Ridnik et al.,
     "Asymmetric loss for multi-label classification", ICCV 2021. A share y of a label, as mixup makes them, is y of the
-    loss of its being there and 1 - y of that of its not.
+    loss of its being there and 1 - y of that of its not. RecipeError for a margin that float32 rounds away.
     """
+    if 0 < r.margin < _LEAST_MARGIN:
+        raise RecipeError(f"loss.margin = {r.margin}: is lost in rounding; take 0, or {_LEAST_MARGIN} at least")
 
     def terms(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What it costs that a class is there, and that it is not. p ** n is taken as exp(n * log p), which has a
@@ -69,7 +74,7 @@ def build(r: LossRecipe, weight: torch.Tensor | None = None) -> Loss:
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         there, absent = terms(logits)
         if weight is not None:
-            there = there * weight.to(logits)
+            there = there * weight
         y = labels * (1 - r.smoothing) + r.smoothing / 2
         return (y * there + (1 - y) * absent).mean(1).sum()
 

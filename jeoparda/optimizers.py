@@ -64,7 +64,10 @@ class Lars(torch.optim.Optimizer):
                 if group["layerwise"]:
                     weights, gradient = p.norm(), p.grad.norm()
                     rate = rate * _ratio(group["trust"] * weights, gradient + decay * weights)
-                velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
+                s = self.state[p]
+                if not s:
+                    s["velocity"] = torch.zeros_like(p)
+                velocity = s["velocity"]
                 velocity.mul_(group["momentum"]).add_((p.grad + decay * p) * rate)
                 p.sub_(velocity)
 

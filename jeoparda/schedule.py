@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 from jeoparda.config import opt, recipe
+from jeoparda.errors import RecipeError
 
 
 @recipe
@@ -14,6 +15,12 @@ class ScheduleRecipe:
     warmup: float = opt(0.3, "share of the run in which the rate rises", ge=0, lt=1)
     at: tuple[float, ...] = opt((0.5, 0.75), "shares of the run after which `steps` decays")
     decay: float = opt(0.1, "factor of each decay of `steps`", gt=0, le=1)
+
+
+def check_shares(r: ScheduleRecipe) -> None:
+    """RecipeError where `at` holds anything but shares of the run, as epochs would be."""
+    if not all(0 < share < 1 for share in r.at):
+        raise RecipeError(f"schedule.at = {list(r.at)}: shares of the run, between 0 and 1; epochs over `epochs`")
 
 
 def factor(r: ScheduleRecipe, step: int, steps: int) -> float:

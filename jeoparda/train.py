@@ -71,7 +71,9 @@ class TrainRecipe:
         ge=0,
         lt=1,
     )
-    patience: int = opt(0, "stop after so many epochs without a better validation micro F1; 0: never", "epochs", ge=0)
+    patience: int = opt(
+        0, "stop for good after so many epochs without a better validation micro F1; 0: never", "epochs", ge=0
+    )
     norm: Literal["synchronised", "local", "frozen"] = opt(
         "synchronised", "BatchNorm over the global batch, over each rank's share, or with fixed statistics"
     )
@@ -289,6 +291,7 @@ def _agree(t: Training, loss_sum: float) -> str:
 
 def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRequest) -> Training:
     check_images(r.feed)
+    schedule.check_shares(r.schedule)
     device, cores = device_of(comm), cores_of(comm)
     feeds = {}
     for split in ("train", "val"):
@@ -311,7 +314,8 @@ def _prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopR
     if r.norm == "synchronised":
         synchronise_norm(model, comm)
     optimizer = comm.average_gradients(optimizers.build(r.optimizer, model), model)
-    loss = losses.build(r.loss, losses.balance(r.loss, store.labels[store.split("train")]))
+    weight = losses.balance(r.loss, store.labels[store.split("train")])
+    loss = losses.build(r.loss, None if weight is None else weight.to(device, DTYPES[r.precision]))
     t = Training(r, comm, store, model, loss, optimizer, feeds["train"], feeds["val"], device, Loop(), stop, average)
     _resume(t)
     comm.same_weights(model)
@@ -387,8 +391,7 @@ def _resume(t: Training) -> None:
     state = t.comm.broadcast(found[1] if found else None, "train.resume")
     if state is None:
         return
-    # checkpoints of before that key were of runs with real batches
-    was, now = {"feed.synthetic": False} | _flat(state["recipe"]), _flat(_identity(t.r))
+    was, now = _flat(state["recipe"]), _flat(_identity(t.r))
     changed = [f"{k}: was {was.get(k)}, now {now.get(k)}" for k in sorted(was | now) if was.get(k) != now.get(k)]
     if state["about"]["store"] != t.store.digest:
         changed.append("the store's content")

@@ -254,17 +254,20 @@ def ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def apart() -> Callable[..., float]:
-    """`apart(run_a, run_b)`: the largest difference between the last weights and buffers of two runs."""
+    """`apart(run_a, run_b)`: the largest difference between the last weights, averages and buffers of two
+    runs."""
 
     def largest(a: Path, b: Path, name: str = "") -> float:
         from jeoparda import checkpoint
 
         def weights(run: Path):  # type: ignore[no-untyped-def]
             if name:
-                return checkpoint.load(run / "checkpoints" / name)["model"]
-            found = checkpoint.newest(run)
-            assert found is not None, f"{run} holds no checkpoint"
-            return found[1]["model"]
+                state = checkpoint.load(run / "checkpoints" / name)
+            else:
+                found = checkpoint.newest(run)
+                assert found is not None, f"{run} holds no checkpoint"
+                state = found[1]
+            return state["model"] | {f"average.{k}": w for k, w in (state["average"] or {}).items()}
 
         one, other = weights(a), weights(b)
         assert one.keys() == other.keys()

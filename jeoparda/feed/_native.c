@@ -1,7 +1,7 @@
 /* What Python is too slow for, or cannot ask the system for.
 
    Reading: a pool of threads copies records of files, or of maps of them, into many pieces of memory each. They never need
-   the interpreter: a batch costs it one call to begin and one to wait.
+   the interpreter: a batch costs it one call to begin and one to wait. A pool does not survive fork(2).
 
    Maps: of files in memory, at addresses that huge pages fit. */
 
@@ -113,9 +113,11 @@ static void end_threads(pool *p)
         p->first->next = p->first->n;
     pthread_cond_broadcast(&p->begun);
     pthread_cond_broadcast(&p->ended);
+    int mine = p->count; /* who comes second joins none */
+    p->count = 0;
     pthread_mutex_unlock(&p->lock);
-    for (; p->count; p->count--)
-        pthread_join(p->threads[p->count - 1], NULL);
+    while (mine)
+        pthread_join(p->threads[--mine], NULL);
 }
 
 static void free_pool(PyObject *capsule)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jeoparda.feed.place import allow_files
+from jeoparda.feed.place import allow_files, in_memory
 
 try:
     import jeoparda.feed._native as native
@@ -79,10 +79,10 @@ class Files:
 
     def use(self, shard: int, copy: Path) -> None:
         """Read a shard from its copy from now on. OSError where it is gone."""
-        in_memory = copy.stat().st_dev == _shared_memory()
+        here = in_memory(copy)
         with self._lock:
             self._spare.append(int(self._fds[shard]))
-            self._fds[shard], self._in_memory[shard] = -1, in_memory
+            self._fds[shard], self._in_memory[shard] = -1, here
             self.copies[shard] = copy
 
     def in_memory(self, shards: np.ndarray) -> bool:
@@ -95,11 +95,3 @@ class Files:
                 os.close(fd)
         self._fds[:], self._addresses[:], self._in_memory[:] = -1, 0, False
         self._spare, self.copies = [], {}
-
-
-def _shared_memory() -> int | None:
-    """The device of files in memory, where there is such."""
-    try:
-        return os.stat("/dev/shm").st_dev
-    except FileNotFoundError:
-        return None

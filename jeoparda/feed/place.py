@@ -51,7 +51,7 @@ def room_bytes(place: Path) -> int:
     """
     s = os.statvfs(place)
     rooms = [s.f_bavail * s.f_frsize - SPARE * s.f_blocks * s.f_frsize]
-    if _in_memory(place):
+    if in_memory(place):
         machine = psutil.virtual_memory()
         limits = [(machine.total, machine.total - machine.available), *_groups()]
         rooms += [limit * (1 - SPARE_MEMORY) - used for limit, used in limits]
@@ -91,7 +91,8 @@ def _mounts() -> Iterator[tuple[str, str, str, str, str]]:
         yield device, root, point, kind, options
 
 
-def _in_memory(place: Path) -> bool:
+def in_memory(place: Path) -> bool:
+    """Whether a file or folder lies in memory, by the kind of its filesystem."""
     dev = place.stat().st_dev
     device = f"{os.major(dev)}:{os.minor(dev)}"
     return any(on == device and kind in ("tmpfs", "ramfs") for on, _, _, kind, _ in _mounts())

@@ -218,8 +218,10 @@ class Reader:
             pieces, lead, size = buffer.wanted[work.places[first]], self._wanted.lead, self._wanted.size
         got = os.preadv(fd, pieces, int(work.offsets[first]) + lead)
         if got < size:
-            cut = work.numbers[run[got // record]]
-            raise StoreError(f"{path}: patch {cut} ends after {got} of {size} bytes; the shard is truncated; {_MEND}")
+            cut, each = work.numbers[run[got // record]], size // len(run)
+            raise StoreError(
+                f"{path}: patch {cut} ends after {got % record} of {each} bytes; the shard is truncated; {_MEND}"
+            )
 
     def _unpack(self, raw: bytes | memoryview, number: int, pieces: list[memoryview]) -> None:
         try:

@@ -260,9 +260,9 @@ def _learning(t: Training) -> list[Callable[[], tuple[str, str]]]:
         train, val = [e.loss for e in t.epochs], [e.val.get("loss", NAN) for e in t.epochs]
         series = [Series("training", train, "c1"), Series("validation", val, "c2")]
         alt = f"Loss over epochs: training {_ends(train)}, validation {_ends(val)}."
-        return figures.curves("loss, binary cross-entropy", numbers, series, alt=alt, resumed=t.resumed), (
-            "Training loss is the mean over an epoch while weights move, with augmentation; "
-            "validation loss is measured after it."
+        return figures.curves("loss", numbers, series, alt=alt, resumed=t.resumed), (
+            "Training loss is the recipe's, the mean over an epoch while weights move, with augmentation; validation "
+            "loss is plain cross-entropy, measured after it. Where the recipe's is another, the two cannot be compared."
         )
 
     def f1() -> tuple[str, str]:

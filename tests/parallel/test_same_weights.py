@@ -60,8 +60,9 @@ def test_ranks_end_with_the_weights_of_one_process(ranks: Ranks, alone, tiny_sto
 
 RECIPES = [
     ("optimizer.kind=adamw", "optimizer.lr=1e-5"),
-    ("optimizer.kind=lars", "optimizer.lr=0.1", "ema=0.9"),
+    ("optimizer.kind=lars", "optimizer.lr=0.1"),
     ("optimizer.kind=lamb", "optimizer.lr=1e-5"),
+    ("ema=0.9",),
     ("optimizer.clip_norm=0.05", "loss.kind=focal", "loss.weights=balanced"),
 ]
 
@@ -73,7 +74,8 @@ def test_whatever_the_optimizer(ranks: Ranks, alone, tiny_store, tmp_path, apart
     done = ranks(4, "mpirun", "train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'four'}", SHARP, *words)
     assert done.returncode == 0, done.stderr
     assert apart(tmp_path / "four", tmp_path / "one") < 1e-10
-    assert apart(tmp_path / "one", alone) > 1e-6  # it is another recipe, which moves the weights otherwise
+    if words != ("ema=0.9",):  # which moves no weights, and has its average compared above
+        assert apart(tmp_path / "one", alone) > 1e-6  # it is another recipe, which moves the weights otherwise
 
 
 @MPI

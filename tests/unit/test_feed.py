@@ -369,8 +369,8 @@ os.truncate(file, slow.nbytes)
 pool, got, n = native.start(1), np.full(4000, -1), np.arange(4001)
 files, maps = np.full(4000, file, np.int32), np.zeros(4000, np.uint64)
 batch = native.begin(pool, 1, files, maps, 0 * n[1:], n, pieces, got, slow)
-threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     native.wait(batch)
 except KeyboardInterrupt:
     native.stop(pool)

@@ -14,6 +14,7 @@ RECIPES = [
     LossRecipe(kind="focal"),
     LossRecipe(kind="focal", focus=0.5, weights="balanced"),
     LossRecipe(kind="asymmetric"),
+    LossRecipe(kind="asymmetric", margin=1e-6),
     LossRecipe(kind="asymmetric", focus_present=1.0, focus_absent=2.0, margin=0.0, smoothing=0.2),
 ]
 WEIGHT = torch.tensor([0.5, 1.0, 4.0, 2.0], dtype=torch.float64)
@@ -79,3 +80,5 @@ def test_balance_is_absent_over_present_within_bounds():
 def test_exponents_that_have_no_gradient_are_refused():
     with pytest.raises(RecipeError, match=r"focus_absent = 0\.5"):
         check(LossRecipe, {"focus_absent": 0.5})
+    with pytest.raises(RecipeError, match=r"loss\.margin = 1e-08: is lost in rounding"):
+        build(LossRecipe(kind="asymmetric", margin=1e-8))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from jeoparda.schedule import ScheduleRecipe, factor
+from jeoparda.errors import RecipeError
+from jeoparda.schedule import ScheduleRecipe, check_shares, factor
 
 
 def curve(kind: str, steps: int, warmup: float) -> np.ndarray:
@@ -50,3 +51,10 @@ def test_ends():
 def test_steps_decay_where_they_are_told_to():
     f = curve("steps", 100, 0.1)
     assert np.allclose(f[10:50], 1) and np.allclose(f[50:75], 0.1) and np.allclose(f[75:], 0.01)
+
+
+@pytest.mark.parametrize("at", [(30.0, 60.0), (-0.5,), (0.0,), (0.5, 1.0)])
+def test_shares_that_are_none_are_refused(at):
+    check_shares(ScheduleRecipe(kind="steps"))
+    with pytest.raises(RecipeError, match=r"schedule\.at = .*between 0 and 1"):
+        check_shares(ScheduleRecipe(kind="steps", at=at))
