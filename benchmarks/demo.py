@@ -10,18 +10,15 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
+from benchmarks import synthetic
+from benchmarks.synthetic import RECIPES, WORK
 from jeoparda.launch.local import launcher
 from jeoparda.stages import call
-
-WORK = Path(__file__).with_name("work")
-RECIPES = Path(__file__).with_name("recipes")
-PATCHES = 10_000
 
 
 @click.group()
@@ -43,19 +40,9 @@ def minutes() -> None:
     _answer((time.perf_counter() - started) / 60)
 
 
-def _archive() -> tuple[Path, Path]:
-    """The 10,000 synthetic patches, as an archive and as a store."""
-    archive, store = WORK / "archive", WORK / "store"
-    if not (store / "store.json").exists():
-        call("synth", RECIPES / "synth.yaml", [f"out={archive}", f"patches={PATCHES}"])
-        call("ingest", RECIPES / "ingest.yaml", [f"archive={archive}", f"store={store}"])
-    return archive, store
-
-
 def _learn(name: str, *words: str) -> dict[str, Any]:
     """Train on all cores as one rank and evaluate on held-back blocks."""
-    _, store = _archive()
-    run = WORK / name
+    store, run = synthetic.store(), WORK / name
     call("train", RECIPES / "learn.yaml", [f"store={store}", f"run={run}", *words])
     return call("evaluate", None, [f"store={store}", f"run={run}", "samples=0"])
 
@@ -85,7 +72,7 @@ def bands_only() -> None:
     from jeoparda.metrics import multilabel
     from jeoparda.store import Store
 
-    store = Store(_archive()[1])
+    store = Store(synthetic.store())
 
     def features(split: str) -> tuple[np.ndarray, np.ndarray]:
         numbers = store.split(split)
@@ -111,9 +98,7 @@ def ranks() -> None:
         return
     import torch
 
-    archive, store = WORK / "ranks-archive", WORK / "ranks-store"
-    call("synth", RECIPES / "synth.yaml", [f"out={archive}", "patches=400"])
-    call("ingest", RECIPES / "ingest.yaml", [f"archive={archive}", f"store={store}"])
+    store = synthetic.store(400, "ranks-")
     weights = []
     for prefix, env, run in (((), {}, WORK / "ranks-1"), (ways.prefix, ways.env, WORK / "ranks-2")):
         shutil.rmtree(run, ignore_errors=True)

@@ -86,6 +86,7 @@ else
   pip install -c constraints.txt "$torch"
 fi
 extras=report,test
+compgen -G '/dev/nvidia[0-9]*' >/dev/null && extras+=,gpu
 command -v mpicc >/dev/null && mpi=mpi || mpi=
 PYTHONWARNINGS=ignore pip install -c constraints.txt --no-build-isolation -e ".[$extras${mpi:+,$mpi},slurm]"
 "$python" -c 'import jeoparda.feed._native' 2>/dev/null ||

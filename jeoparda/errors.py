@@ -54,3 +54,7 @@ class DiskError(JeopardaError, OSError):
 
 class Stopped(JeopardaError):
     """A stage that saved its state and stopped early on purpose: exit code 75, start it again to go on."""
+
+
+class RanksLost(Stopped):
+    """Another rank ended in the middle of the work: what is done since the last checkpoint is lost, the rest is not."""

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from jeoparda.config import REQUIRED, check, opt, recipe
 from jeoparda.errors import CheckpointError, RecipeError
 from jeoparda.feed import Feed, FeedRecipe, Plan, check_images
 from jeoparda.files import whole
-from jeoparda.metrics import MultilabelScore, multilabel
+from jeoparda.metrics import Score
 from jeoparda.models import ModelRecipe, build
+from jeoparda.nomenclature import coarser
 from jeoparda.order import Order
 from jeoparda.raster import png
-from jeoparda.store import Store
+from jeoparda.store import Group, Layout, Store
+from jeoparda.targets import Targets, restored
 
 
 @recipe
@@ -29,9 +32,12 @@ class EvaluateRecipe:
     """jeoparda evaluate: figures per class of a trained run over a split of a store."""
 
     run: Path = opt(REQUIRED, "folder of the training run")
-    store: Path = opt(REQUIRED, "store to judge by; its bands and classes must be the run's")
+    store: Path = opt(REQUIRED, "store to judge by; its bands must be the run's, its classes be or make the run's")
     split: Literal["test", "val", "train", "all"] = opt("test", "which patches")
     checkpoint: Literal["best", "last"] = opt("best", "best: highest validation micro F1")
+    thresholds: Literal["run", "fixed"] = opt(
+        "run", "run: each class's own where the run has tuned them on validation; fixed: the run's one for all"
+    )
     batch: int = opt(64, "patches at a time over all ranks", "patches", ge=1)
     feed: FeedRecipe = opt(FeedRecipe, "how batches are made")
     comm: Backend = opt("auto", "auto: Horovod when a launcher started more than one rank")
@@ -45,6 +51,7 @@ class Trained:
     path: Path
     model: nn.Module
     about: dict[str, Any]
+    thresholds: list[float] | None = None  # per class, where they were tuned on the run's validation split
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -62,74 +69,138 @@ def load(run_folder: Path, which: str = "best") -> Trained:
             raise CheckpointError(f"{run_folder}: holds no checkpoint; `jeoparda train` writes them")
         path, state = found
     about = state["about"]
-    bands = sum(len(g["bands"]) for g in about["groups"])
-    model = build(check(ModelRecipe, about["model"], str(path)), bands, len(about["classes"]))
+    model = build(check(ModelRecipe, about["model"], str(path)), layout_of(about), len(about["classes"]))
     model.load_state_dict(state.get("average") or state["model"])  # as validation did
-    return Trained(path, model.eval(), about)
+    return Trained(path, model.eval(), about, state.get("thresholds"))
 
 
-def infer(model: nn.Module, feed: Feed, device: torch.device, comm: Comm) -> tuple[np.ndarray, np.ndarray, float]:
-    """Every patch of the feed's plan, on every rank alike.
+def layout_of(about: dict[str, Any]) -> Layout:
+    """Of the images that a checkpoint's network takes."""
+    return Layout(tuple(Group(**g | {"bands": tuple(g["bands"])}) for g in about["groups"]))
 
-    Returns patch numbers (n,), ascending; probabilities (n, class) float32; the mean loss.
+
+def infer(
+    model: nn.Module,
+    feed: Feed,
+    device: torch.device,
+    comm: Comm,
+    targets: Targets,
+    beat: Callable[[], None] = lambda: None,
+    context: AbstractContextManager[object] | None = None,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Every patch of the feed's plan, on every rank alike. The feed's labels are `targets.of` the store's.
+
+    beat: called once a batch. context: that the network runs in, as autocast; entered anew for each batch.
+    Returns patch numbers (n,), ascending; probabilities (n, class) float32; the mean plain cross-entropy.
     """
     model.eval()
     dtype = next(model.parameters()).dtype
-    numbers, scores, loss = [], [], 0.0
+    numbers, logits = [], []
+    loss = torch.zeros((), dtype=torch.float64, device=device)
     feed.restore({"epoch": 0, "step": 0})
     with torch.inference_mode():
-        for batch in feed:
-            logits = model(batch["image"].to(device, dtype, memory_format=torch.channels_last))
-            loss += losses.multilabel(logits, batch["labels"].to(device, dtype)).item()
+        for batch in feed:  # nothing here waits for the device: it works through batches as they come
+            image = batch["image"].to(device, dtype, memory_format=torch.channels_last, non_blocking=True)
+            with context or nullcontext():
+                out = model(image)
+            logits.append(out.to(torch.promote_types(out.dtype, torch.float32)))
+            loss += losses.plain(logits[-1], batch["labels"].to(device, dtype, non_blocking=True), targets.task)
             numbers.append(batch["number"].numpy())
-            scores.append(logits.sigmoid().float().cpu().numpy())
-    parts = comm.gather((numbers, scores, loss), "evaluate.scores")
-    number = np.concatenate([n for part in parts for n in part[0]])
-    score = np.concatenate([s for part in parts for s in part[1]])
+            beat()
+        score = targets.probabilities(torch.cat(logits)).float().cpu().numpy()
+    parts = comm.gather((np.concatenate(numbers), score, loss.item()), "evaluate.scores")
+    number, score = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     order = np.argsort(number)  # so that nothing depends on who did which patch
     return number[order], score[order], sum(part[2] for part in parts) / max(len(number), 1)
 
 
 def run(r: EvaluateRecipe, comm: Comm) -> dict[str, Any]:
-    """Evaluate, write RUN/evaluation.json (rank 0) and return what it holds."""
+    """Evaluate, write RUN/evaluation.json (rank 0) and return what it holds.
+
+    RecipeError, CheckpointError or StoreError before any work where recipe, run and store do not go together.
+    """
     store = Store(r.store)
     trained = load(r.run, r.checkpoint)
-    _check_fit(trained, store)
-    check_images(r.feed)
-    if r.feed.bands:
-        raise RecipeError(f"feed.bands = {list(r.feed.bands)}: the run's bands are taken, {', '.join(trained.bands)}")
-    if r.feed.stage != "none" or r.feed.journal:
-        raise RecipeError("feed.stage, feed.journal: are of training, which reads a store many times; leave them out")
-    chosen = store.split(r.split)
-    plan = Plan(Order(len(chosen), r.batch, 0, shuffle=False), chosen, comm.rank, comm.size)
+    targets = _targets(trained, store)
+    _check_feed(r, trained)
+    threshold = _threshold(r, trained, store)
+    labels, split = targets.of(store.labels), store.split(r.split)
+    chosen = split[targets.labelled(store.labels)[split]]
+    if not len(chosen):
+        raise RecipeError(f"split = {r.split}: none of its {len(split)} patches has a class that the run was taught")
     device = device_of(comm)
-    how = replace(r.feed, bands=trained.bands)  # type: ignore[type-var]  # mypy does not see through `recipe`
-    feed = Feed(store, plan, how, False, store.labels, _statistics(trained), device, cores_of(comm))
-    numbers, scores, loss = infer(trained.model.to(device), feed, device, comm)
-    threshold = trained.about["threshold"]
-    figures = multilabel(scores, store.labels[numbers], threshold)
+    feed = _feed(r, trained, store, chosen, labels, comm, device)
+    numbers, scores, loss = infer(trained.model.to(device), feed, device, comm, targets)
+    labels = labels[numbers]
     result = {
         "run": str(r.run),
         "checkpoint": trained.path.name,
         "store": str(r.store),
         "split": r.split,
         "patches": len(numbers),
+        "left_out": len(split) - len(numbers),
+        "labels": targets.labels,
+        "task": targets.task,
         "loss": loss,
-        "threshold": threshold,
-        "micro": figures.micro(),
-        "macro": figures.macro(),
-        "map": figures.map(),
-        "classes": _per_class(figures, store),
+        "threshold": trained.about["threshold"],
+        "thresholds": "fixed" if isinstance(threshold, float) else "per-class",
+        **_figures(targets, targets.score(scores, labels, threshold), threshold),
+        "levels": {
+            str(level): _figures(up, score) for level, (up, score) in targets.levels(scores, labels, threshold).items()
+        },
     }
     if comm.rank == 0:
-        result["samples"] = _samples(store, numbers, scores, threshold, r.samples)
+        result["samples"] = _samples(store, targets, numbers, scores, labels, threshold, r.samples)
         with whole(r.run / "evaluation.json") as draft:
             draft.write_text(json.dumps(result, indent=1) + "\n")
-        print(
-            f"{r.run}: {len(numbers)} patches of {r.split}: micro F1 {result['micro']['f1']:.3f}, "
-            f"macro F1 {result['macro']['f1']:.3f}, mAP {result['map']:.3f}; {r.run / 'evaluation.json'}"
-        )
+        print(_spoken(r, result))
     return result
+
+
+def _spoken(r: EvaluateRecipe, result: dict[str, Any]) -> str:
+    micro, macro, samples = (result[kind]["f1"] for kind in ("micro", "macro", "samples_average"))
+    first = f"accuracy {micro:.3f}" if result["task"] == "single-label" else f"micro F1 {micro:.3f}"
+    means = "" if result["task"] == "single-label" else f"samples F1 {samples:.3f}, "
+    return (
+        f"{r.run}: {result['patches']} patches of {r.split}: {first}, macro F1 {macro:.3f}, {means}"
+        f"mAP {result['map']:.3f}; {r.run / 'evaluation.json'}"
+    )
+
+
+def _check_feed(r: EvaluateRecipe, trained: Trained) -> None:
+    check_images(r.feed)
+    if r.feed.bands:
+        raise RecipeError(f"feed.bands = {list(r.feed.bands)}: the run's bands are taken, {', '.join(trained.bands)}")
+    if r.feed.stage != "none" or r.feed.journal:
+        raise RecipeError("feed.stage, feed.journal: are of training, which reads a store many times; leave them out")
+
+
+def _threshold(r: EvaluateRecipe, trained: Trained, store: Store) -> float | np.ndarray:
+    """The run's one for all classes, or (class,) of its own. RecipeError where these would be judged by the patches
+    that they were tuned on."""
+    if trained.thresholds is None or r.thresholds == "fixed":
+        return float(trained.about["threshold"])
+    if r.split in ("val", "all") and trained.about["store"] == store.digest:
+        raise RecipeError(
+            f"split = {r.split}: the run's thresholds were tuned on these validation patches, and would look better "
+            "than they are; take split = test, or thresholds = fixed"
+        )
+    return np.array(trained.thresholds)
+
+
+def _feed(
+    r: EvaluateRecipe,
+    trained: Trained,
+    store: Store,
+    chosen: np.ndarray,
+    labels: np.ndarray,
+    comm: Comm,
+    device: torch.device,
+) -> Feed:
+    """The patches `chosen` as the network saw those it was trained on."""
+    plan = Plan(Order(len(chosen), r.batch, 0, shuffle=False), chosen, comm.rank, comm.size)
+    how = replace(r.feed, bands=trained.bands)  # type: ignore[type-var]  # mypy does not see through `recipe`
+    return Feed(store, plan, how, False, labels, _statistics(trained), device, cores_of(comm))
 
 
 def _statistics(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
@@ -137,12 +208,17 @@ def _statistics(trained: Trained) -> tuple[np.ndarray, np.ndarray]:
     return np.array(trained.about["mean"], np.float32), np.array(trained.about["std"], np.float32)
 
 
-def _check_fit(trained: Trained, store: Store) -> None:
+def _targets(trained: Trained, store: Store) -> Targets:
+    """What the run was taught, of this store's labels. CheckpointError where run and store do not go together."""
+    try:
+        targets = restored(trained.about, store.info)
+    except RecipeError as e:
+        raise CheckpointError(f"{trained.path}: the store {store.folder} has not the classes it learnt: {e}") from e
     there = _grids(map(asdict, store.info.groups))
     others = {band: grid for band, grid in _grids(trained.about["groups"]).items() if there.get(band) != grid}
     pairs = (
         ("bands", trained.bands, tuple(b for b in store.info.bands if b in trained.bands)),
-        ("classes", tuple(trained.about["classes"]), store.info.classes),
+        ("classes", tuple(trained.about["classes"]), targets.classes),
         ("sensor", trained.about["sensor"], store.info.sensor),
         ("unit", trained.about["unit"], store.info.unit),
         ("pixels", others, {band: there.get(band) for band in others}),
@@ -150,6 +226,7 @@ def _check_fit(trained: Trained, store: Store) -> None:
     for what, has, wants in pairs:
         if has != wants:
             raise CheckpointError(f"{trained.path}: its {what} are {has}, the store {store.folder} has {wants}")
+    return targets
 
 
 def _grids(groups: Iterable[dict[str, Any]]) -> dict[str, str]:
@@ -157,36 +234,62 @@ def _grids(groups: Iterable[dict[str, Any]]) -> dict[str, str]:
     return {band: f"{g['size_px']} px of {g['pixel_m']} m, {g['dtype']}" for g in groups for band in g["bands"]}
 
 
-def _per_class(figures: MultilabelScore, store: Store) -> list[dict[str, Any]]:
-    colors = store.info.colors
+def _figures(targets: Targets, score: Score, threshold: float | np.ndarray | None = None) -> dict[str, Any]:
+    """Means over classes and patches, and a row a class; threshold: None on levels above that of the prediction."""
+    figures = {"micro": score.micro(), "macro": score.macro(), "samples_average": score.samples, "map": score.map()}
+    if score.confusion is not None:
+        figures["confusion"] = score.confusion.tolist()  # [true class][predicted class]
+    return figures | {"classes": _per_class(targets, score, threshold)}
+
+
+def _per_class(targets: Targets, score: Score, threshold: float | np.ndarray | None) -> list[dict[str, Any]]:
+    counts, parents = score.counts(), _parents(targets)
+    used = None if threshold is None or targets.single else np.broadcast_to(threshold, len(targets.classes))
     return [
         {
             "name": name,
-            "color": list(colors[c]),
-            "support": int(figures.support[c]),
-            "predicted": int(figures.predicted[c]),
-            "precision": float(figures.precision[c]),
-            "recall": float(figures.recall[c]),
-            "f1": float(figures.f1[c]),
-            "ap": float(figures.average_precision[c]) if figures.support[c] else None,
+            "color": list(targets.colors[c]),
+            "parent": parents[c],
+            "support": int(score.support[c]),
+            "predicted": int(score.predicted[c]),
+            **{cell: int(n[c]) for cell, n in counts.items()},
+            "threshold": None if used is None else float(used[c]),
+            "precision": float(score.precision[c]),
+            "recall": float(score.recall[c]),
+            "f1": float(score.f1[c]),
+            "ap": float(score.average_precision[c]) if score.support[c] else None,
         }
-        for c, name in enumerate(store.info.classes)
+        for c, name in enumerate(targets.classes)
     ]
 
 
+def _parents(targets: Targets) -> list[str | None]:
+    """Of each class, the one of the next CORINE level that it falls into; None where there is none."""
+    if targets.level < 2:
+        return [None] * len(targets.classes)
+    names, _, matrix = coarser(targets.classes, f"corine-{targets.level - 1}")
+    return [names[i] for i in matrix.argmax(1)]
+
+
 def _samples(
-    store: Store, numbers: np.ndarray, scores: np.ndarray, threshold: float, count: int
+    store: Store,
+    targets: Targets,
+    numbers: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    threshold: float | np.ndarray,
+    count: int,
 ) -> list[dict[str, Any]]:
-    """Evenly spaced patches of the split, good and bad as they come."""
-    names = store.info.classes
+    """Evenly spaced patches of the split, good and bad as they come. scores, labels: (patch, class), of `numbers`."""
+    names, said = np.array(targets.classes), targets.said(scores, threshold)
     ids = store.column("id")
     rows = np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))
     return [
         {
             "id": str(ids[numbers[i]]),
-            "truth": [n for n, has in zip(names, store.labels[numbers[i]], strict=True) if has],
-            "predicted": [n for n, p in zip(names, scores[i], strict=True) if p >= threshold],
-            "scores": {n: round(float(p), 4) for n, p in zip(names, scores[i], strict=True) if p >= 0.05},
+            "truth": names[labels[i] > 0].tolist(),
+            "predicted": names[said[i]].tolist(),
+            "scores": {n: round(float(p), 4) for n, p in zip(targets.classes, scores[i], strict=True) if p >= 0.05},
             "png": base64.b64encode(png(true_color(store, int(numbers[i])))).decode(),
         }
         for i in rows

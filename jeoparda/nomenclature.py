@@ -5,7 +5,10 @@ BigEarthNet-43: Sumbul et al., IGARSS 2019 (level 3 without glaciers; patch coun
 BigEarthNet-19: Sumbul et al., IEEE GRSM 2021, table of the new nomenclature.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from jeoparda.errors import RecipeError
 
@@ -181,3 +184,60 @@ def nomenclature(name: str) -> Nomenclature:
     if name not in NOMENCLATURES:
         raise RecipeError(f"nomenclature {name!r} is unknown; there are {', '.join(NOMENCLATURES)}")
     return NOMENCLATURES[name]
+
+
+# ---- coarser lists of classes
+
+Color = tuple[int, int, int]
+COARSER = ("bigearthnet-19", "corine-2", "corine-1")
+
+
+def corine_level(classes: Sequence[str]) -> int | None:
+    """3 or 2 where all of these are names of that CORINE level, else None. Names of both ("Pastures") count as 3."""
+    if all(n in CLC_BY_NAME for n in classes):
+        return 3
+    return 2 if all(n in LEVEL_2.values() for n in classes) else None
+
+
+def coarser(classes: Sequence[str], to: str) -> tuple[tuple[str, ...], tuple[Color, ...], np.ndarray]:
+    """What classes of CORINE level 3 become in a coarser list, one of COARSER; those of level 2 in "corine-1".
+
+    Returns names; colours, of the first member in the order of codes; (class, coarser class) uint8, 1 where the one
+    falls into the other. A coarser class that none of `classes` falls into is left out; bigearthnet-19 drops some of
+    `classes`, whose rows are 0. RecipeError where `classes` are of another kind.
+    """
+    level = corine_level(classes)
+    if level is None or (level == 2 and to != "corine-1"):
+        raise RecipeError(_not_corine(classes, to))
+    members = _members(to)
+    if level == 3:
+        codes = [CLC_BY_NAME[n].code for n in classes]
+    else:  # any member of a class stands for it: level 1 goes by the first digit
+        codes = [code * 10 + 1 for n in classes for code, name in LEVEL_2.items() if name == n]
+    matrix = np.array([[code in held for held in members.values()] for code in codes], np.uint8)
+    there = np.flatnonzero(matrix.any(0))
+    if not len(there):
+        raise RecipeError(f"labels = {to}: drops all of the store's classes, {', '.join(classes)}; take another list")
+    names = list(members)
+    color_of = {c.code: c.color for c in CLC}
+    colors = tuple(color_of[members[names[i]][0]] for i in there)
+    return tuple(names[i] for i in there), colors, matrix[:, there]
+
+
+def _members(to: str) -> dict[str, tuple[int, ...]]:
+    """Coarser class -> the CORINE level-3 codes that it holds, rising."""
+    if to == "bigearthnet-19":
+        return _BEN19
+    names, digits = {"corine-2": (LEVEL_2, 10), "corine-1": (LEVEL_1, 100)}[to]
+    return {name: tuple(c.code for c in CLC if c.code // digits == code) for code, name in names.items()}
+
+
+def _not_corine(classes: Sequence[str], to: str) -> str:
+    wrong = next((n for n in classes if n not in CLC_BY_NAME), classes[0])
+    text = f"labels = {to}: is made of CORINE level-3 classes, as the 43 of BigEarthNet v1; the store has {wrong!r}"
+    if len(held := _BEN19.get(wrong, ())) > 1:
+        text += (
+            f", which in BigEarthNet-19 is {', '.join(map(str, held))} together. Those 19 make no CORINE levels: some "
+            "span several classes of level 2, and some CORINE classes stand in none"
+        )
+    return f"{text}; take labels = store, or a store of the 43"

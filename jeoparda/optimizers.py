@@ -18,10 +18,19 @@ class OptimizerRecipe:
         "adamw", "algorithm; lars (sgd) and lamb (adamw) scale each layer's step by its weights, for large batches"
     )
     lr: float = opt(1e-3, "peak learning rate, for the global batch", gt=0)
+    lr_batch: int = opt(
+        0, "batch that lr is meant for: it is multiplied by batch / this; 0: lr is for whatever batch there is", ge=0
+    )
     momentum: float = opt(0.9, "of sgd and lars", ge=0, lt=1)
     weight_decay: float = opt(1e-2, "L2 (sgd, lars) or decoupled decay (adamw, lamb); not on norms and biases", ge=0)
     trust: float = opt(1e-3, "of lars: a layer's step over its weights, both as norms, at lr 1", gt=0)
     clip_norm: float = opt(0.0, "all gradients together are scaled down to this norm; 0: they are not", ge=0)
+
+
+def rate(r: OptimizerRecipe, batch: int) -> float:
+    """The peak learning rate of a global batch: in proportion to it, where the recipe says what batch `lr` is for (Goyal
+    et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", arXiv:1706.02677, with a warm-up)."""
+    return r.lr * batch / r.lr_batch if r.lr_batch else r.lr
 
 
 def build(r: OptimizerRecipe, model: nn.Module) -> torch.optim.Optimizer:

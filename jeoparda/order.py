@@ -6,15 +6,19 @@ So any slice of any epoch costs only that slice, no two library versions disagre
 permutation than the rest.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from jeoparda.errors import RecipeError
+
 _ROUNDS = 6
 _BITS = 0xFFFFFFFFFFFFFFFF  # of 64
 _TOGETHER = 64  # steps
-_FIRST = 0xF1257  # keeps this draw apart from the permutation's
+_FIRST, _OFTEN, _SUBSET = 0xF1257, 0x0F7E2, 0x5B5E7  # keep these draws apart from the permutation's
+_DRAWN_BITS = 32  # of a sample, for the patch's number; those above count how often it came before
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -72,6 +76,10 @@ class Order:
     Sampling, 1965): with a correlation of rho between the samples of a run, gradients and BatchNorm's moments are as
     noisy as those of a batch smaller by a factor of 1 + (block - 1) * rho. And mixup then mixes neighbours. So take the
     shortest block that reads well, and one far smaller than the batch.
+
+    parts > 1 cuts each step of the optimizer into so many steps of the order, for gradients that are accumulated. A
+    part is a batch over all ranks; parts `parts` * k and the next `parts` - 1 hold what step k holds without parts, in
+    the same order. RecipeError where some part would be empty.
     """
 
     count: int
@@ -80,10 +88,20 @@ class Order:
     shuffle: bool = True
     block: int = 1
     unit: int = 1
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if self.count < self.steps:
+            step = -(-self.count // self.batch)
+            raise RecipeError(
+                f"accumulate = {self.parts}: {self.count} patches in {step} step(s) leave a part without any; take at "
+                f"most {self.count // step}"
+            )
 
     @property
     def steps(self) -> int:
-        return -(-self.count // self.batch)
+        """Of an epoch; each part of a step counts as one."""
+        return -(-self.count // self.batch) * self.parts
 
     def bounds(self, step: int) -> tuple[int, int]:
         """First and one-past-last position of a step within the epoch."""
@@ -123,3 +141,62 @@ class Order:
         run[whole] = permute(run[whole], runs, key(self.seed, epoch))
         first = int(key(self.seed, epoch, _FIRST) % np.uint64(self.count))
         return (first + run * self.block + place) % self.count
+
+
+def subset(numbers: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A share of the patches `numbers`, (n,) int64, drawn by the seed and in their own order; one at least."""
+    kept = permute(np.arange(max(1, round(share * len(numbers)))), len(numbers), key(seed, _SUBSET))
+    drawn: np.ndarray = numbers[np.sort(kept)]
+    return drawn
+
+
+def repeats(labels: np.ndarray, share: float, most: float) -> np.ndarray:
+    """(n,) float64, 1 to `most`: how often an epoch is to draw each patch, so that rare classes come more often.
+
+    Repeat factor sampling (Gupta, Dollar, Girshick, LVIS, CVPR 2019): a class that a share f of the patches has asks
+    for max(1, sqrt(share / f)), and a patch takes the most that its classes ask for. labels: (n, class) 0 or 1, of all
+    patches that may be drawn. share: below which a class counts as rare, 0: no class does. most: 1 or more.
+    """
+    asked = np.ones(len(labels))
+    for has in np.asarray(labels).T > 0:
+        if has.any():
+            np.maximum(asked, np.sqrt(share / has.mean()), out=asked, where=has)
+    return np.minimum(asked, most)
+
+
+def drawn_count(repeats: np.ndarray) -> int:
+    """How many samples an epoch has, every epoch the same: the sum of the repeats, rounded down."""
+    return len(repeats) + math.floor(_beyond_once(repeats)[-1])
+
+
+def epoch_samples(numbers: np.ndarray, repeats: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """(drawn_count,) int64: the samples of an epoch, before they are shuffled: the patch's number and, in the bits from
+    the 32nd on, how often the patch came before. `patch_of` gives the number back.
+
+    numbers, repeats: (n,) patches, below 2^32, and how often each is wanted, 1 or more; None: each once. What is wanted
+    beyond once is scaled down a little, to a whole number in all. Then a patch comes floor or ceil of its repeats
+    times, and its repeats on average over the epochs: systematic sampling (Madow and Madow, Annals of Mathematical
+    Statistics 15, 1944) of what is beyond once, with one draw an epoch.
+
+    First comes every patch once, then once more those that come twice, and so on: blocks stay long reads, and one
+    holds a patch twice only where such a round ends in it.
+    """
+    if repeats is None:
+        return numbers
+    beyond = _beyond_once(repeats)
+    whole = math.floor(beyond[-1])
+    u = (int(key(seed, epoch, _OFTEN) >> np.uint64(40)) + 0.5) * 2.0**-24  # away from 0 and 1 by more than rounding is
+    upto = np.floor(beyond * (whole / beyond[-1] if whole else 0.0) + u)
+    times = 1 + np.diff(upto, prepend=0.0).astype(np.int64)
+    return np.concatenate([numbers[times > k] + (k << _DRAWN_BITS) for k in range(times.max())])
+
+
+def patch_of(samples: np.ndarray) -> np.ndarray:
+    """The numbers of the patches of samples, both int64."""
+    return samples & ((1 << _DRAWN_BITS) - 1)
+
+
+def _beyond_once(repeats: np.ndarray) -> np.ndarray:
+    """(n,) float64: the sum up to each patch of what is asked for beyond once. It is never summed otherwise: rounding
+    depends on how."""
+    return np.cumsum(np.asarray(repeats, np.float64) - 1.0)

@@ -40,7 +40,7 @@ def call(name: str, recipe_path: str | Path | None, words: tuple[str, ...] | lis
         return module.run(r)
     from jeoparda import comm as ranks_module
 
-    comm = ranks_module.start(r.comm)
+    comm = ranks_module.start(r.comm, getattr(r, "exchange", None))
     try:
         result = module.run(r, comm)
     except BaseException:

@@ -15,7 +15,7 @@ from jeoparda.config import check
 from jeoparda.feed import Batch, Feed, FeedRecipe, Plan
 from jeoparda.models import ModelRecipe, build
 from jeoparda.order import Order
-from jeoparda.store import Store
+from jeoparda.store import Layout, Store
 
 UNTIMED = 10  # steps at the start of a turn, which use up what was read ahead while the other had its turn
 
@@ -29,7 +29,7 @@ def train(folder: Path, options: dict[str, Any], batch: int, steps: int, rounds:
     device = torch.device("cuda")
     store = Store(folder)
     feed = _feed(store, options, batch, device)
-    step = _step(len(store.info.bands), len(store.info.classes), device)
+    step = _step(store.info.layout, len(store.info.classes), device)
     stored = chain.from_iterable(repeat(feed))  # epoch after epoch
     first = next(stored)
     lying = repeat(
@@ -63,8 +63,8 @@ def _feed(store: Store, options: dict[str, Any], batch: int, device: torch.devic
     return Feed(store, plan, r, True, store.labels, device=device)
 
 
-def _step(bands: int, classes: int, device: torch.device) -> Callable[[Batch], None]:
-    model = build(check(ModelRecipe, {"name": "resnet50"}), bands, classes)
+def _step(layout: Layout, classes: int, device: torch.device) -> Callable[[Batch], None]:
+    model = build(check(ModelRecipe, {"name": "resnet50"}), layout, classes)
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True)
 

@@ -18,9 +18,10 @@ SHARD = 512  # patches; 84 MB of native ones
 CLASSES = 19
 
 
-def native(patches: int) -> Path:
-    """Bands as the sensor gives them: 4 of 120 px, 6 of 60 px, 2 of 20 px; 160 kB a patch."""
-    return _store("native", Layout(group_records(SENTINEL_2_L2A, SIZE_PX)), patches)
+def native(patches: int, val: int = 0) -> Path:
+    """Bands as the sensor gives them: 4 of 120 px, 6 of 60 px, 2 of 20 px; 160 kB a patch. val: how many of the last
+    patches are for validation."""
+    return _store("native", Layout(group_records(SENTINEL_2_L2A, SIZE_PX)), patches, val)
 
 
 def flat(patches: int) -> Path:
@@ -28,24 +29,27 @@ def flat(patches: int) -> Path:
     return _store("flat", Layout((Group("10m", 10.0, SIZE_PX, SENTINEL_2_L2A.bands),)), patches)
 
 
-def _store(name: str, layout: Layout, patches: int) -> Path:
-    folder = WORK / f"feed-{name}-{patches}"
+def _store(name: str, layout: Layout, patches: int, val: int = 0) -> Path:
+    folder = WORK / (f"feed-{name}-{patches}" + (f"-{val}" if val else ""))
     try:
         StoreInfo.read(folder)
         return folder
     except StoreError:  # none yet, an unfinished one, or one of another version
         shutil.rmtree(folder, ignore_errors=True)
-    write(folder, layout, patches)
+    write(folder, layout, patches, val)
     return folder
 
 
-def write(folder: Path, layout: Layout, patches: int) -> None:
+def write(folder: Path, layout: Layout, patches: int, val: int = 0) -> None:
     names = tuple(f"class {k}" for k in range(CLASSES))
     sensor = SENTINEL_2_L2A
     contents = Contents(sensor.name, "reflectance x 10000", sensor.rgb, layout, "none", names, ((0, 0, 0),) * CLASSES)
     starts = range(0, patches, SHARD)
     parts = [range(first, min(first + SHARD, patches)) for first in starts]
-    shards = [write_shard(folder, n, name_of(layout), contents, _rows(layout, p), len(p)) for n, p in enumerate(parts)]
+    shards = [
+        write_shard(folder, n, name_of(layout), contents, _rows(layout, part, patches - val), len(part))
+        for n, part in enumerate(parts)
+    ]
     finalise(folder, shards, contents, [], {}, {}, "benchmark")
 
 
@@ -53,11 +57,11 @@ def name_of(layout: Layout) -> str:
     return " ".join(f"{g.name} {len(g.bands)}x{g.size_px}" for g in layout.groups)
 
 
-def _rows(layout: Layout, numbers: range) -> Iterator[Row]:
+def _rows(layout: Layout, numbers: range, train: int) -> Iterator[Row]:
     for number in numbers:
         rng = np.random.default_rng(number)
-        place = (10.0, 0.0, 1200.0 * number, 0.0, -10.0, 5e6)
-        record = PatchRecord(f"patch-{number:06d}", "synthetic", "EPSG:32633", place, "2017-06-13", "", "train", 1.0)
+        place, split = (10.0, 0.0, 1200.0 * number, 0.0, -10.0, 5e6), "train" if number < train else "val"
+        record = PatchRecord(f"patch-{number:06d}", "synthetic", "EPSG:32633", place, "2017-06-13", "", split, 1.0)
         arrays = {g.name: _land(rng, g) for g in layout.groups}
         yield record, arrays, tuple(np.flatnonzero(rng.random(CLASSES) < 0.15).tolist())
 

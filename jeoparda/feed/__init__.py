@@ -15,8 +15,8 @@ batch is valid until the next is asked for.
 import ctypes
 import dataclasses
 import importlib.util
+import itertools
 import math
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -36,7 +36,9 @@ from jeoparda.feed.measure import SAMPLE, pace
 from jeoparda.feed.place import Kind
 from jeoparda.feed.plain import PlainTransform
 from jeoparda.feed.reader import Reader, Ring
-from jeoparda.order import Order
+from jeoparda.meter import Stopwatch
+from jeoparda.order import Order, drawn_count, epoch_samples, patch_of
+from jeoparda.ranks import FEED
 from jeoparda.store import Layout, Store, StoreInfo
 
 if TYPE_CHECKING:  # only who asks for DALI loads it
@@ -102,26 +104,41 @@ def chosen(info: StoreInfo, wanted: tuple[str, ...]) -> Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which patches a rank gets, step by step. numbers: (n,) int64, the patches of the split."""
+    """Which patches a rank gets, step by step. numbers: (n,) int64, the patches of the split. repeats: (n,) how often
+    an epoch draws each, on average; None: once."""
 
     order: Order
     numbers: np.ndarray
     rank: int
     size: int
+    repeats: np.ndarray | None = None
 
-    def batches(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
-        return (self.numbers[own] for own in self.order.rank_batches(epoch, steps, self.rank, self.size))
+    def __post_init__(self) -> None:
+        if self.repeats is not None and self.order.count != drawn_count(self.repeats):
+            raise ValueError(f"order of {self.order.count} samples for repeats that draw {drawn_count(self.repeats)}")
+
+    def samples(self, epoch: int, steps: range) -> Iterator[np.ndarray]:
+        """(b,) int64 a step: the patches' numbers, marked by `epoch_samples` where the epoch has one more than once."""
+        whole = epoch_samples(self.numbers, self.repeats, self.order.seed, epoch)
+        return (whole[own] for own in self.order.rank_batches(epoch, steps, self.rank, self.size))
 
     @property
     def largest(self) -> int:
         """The most patches that a step of this rank can have."""
-        share = -(-min(self.order.batch, self.order.count) // self.size)
+        step = -(-min(self.order.batch, self.order.count) // self.order.parts)
+        share = -(-step // self.size)
         return -(-share // self.order.unit) * self.order.unit
 
 
 class Feed:
     """A plan's batches, by DALI or by torch. layout: of the bands of an image. mean, std: (band,) that they are
-    normalised by. waited_s: how long the consumer has waited for data."""
+    normalised by. waited_s: how long the consumer has waited for data in the epoch that it iterates, or did last.
+
+    waits: the same by what it waited for: "read" for the reader to fill a buffer, "copy" for a batch as stored to get
+    onto the GPU, "augment" for all else that makes it a batch. All in seconds of the consumer's thread, beside which
+    the work goes on: a copy that is there when its batch is asked for made nobody wait, however long it took. DALI
+    copies by itself: with a GPU that is in "augment".
+    """
 
     def __init__(
         self,
@@ -148,7 +165,7 @@ class Feed:
         self.layout = chosen(info, r.bands)
         self.plan = plan
         self.epoch = self.step = 0
-        self.waited_s = 0.0
+        self.waited_s, self.waits, self._watch = 0.0, dict.fromkeys(FEED, 0.0), Stopwatch()
         self._store, self._recipe, self._device, self._cores = store, r, device, cores
         kept = [info.bands.index(b) for b in self.layout.bands]
         self.mean, self.std = statistics or tuple(v[kept] for v in store.statistics())
@@ -203,22 +220,25 @@ class Feed:
     def __iter__(self) -> Iterator[Batch]:
         make = {"dali": self._dali, "plain": self._plain, "raw": self._raw, "synthetic": self._synthetic}[self.kind]
         steps = range(self.step, self.plan.order.steps)
+        self.waited_s, self.waits = 0.0, dict.fromkeys(FEED, 0.0)
+        self._watch.restart()
         with closing(make(steps)) as batches:
             for step in steps:
-                before = time.perf_counter()
-                batch = next(batches)
-                self.waited_s += time.perf_counter() - before
+                with self._watch("augment"):  # and what lies within it has a part of its own
+                    batch = next(batches)
+                self.waits = {part: self._watch.spent_s[part] for part in FEED}
+                self.waited_s = sum(self.waits.values())
                 self.step = step + 1
                 yield batch
             next(batches, None)  # it ends by itself, and keeps what serves the next epoch
         _give_back()
         self.epoch, self.step = self.epoch + 1, 0
 
-    def _draw(self, numbers: np.ndarray) -> Draws:
+    def _draw(self, samples: np.ndarray) -> Draws:
         if self._augment == STILL:
-            return still(len(numbers))
+            return still(len(samples))
         seed, image = self.plan.order.seed, self.layout
-        return draw(self._augment, seed, self.epoch, numbers, image.size_px, len(image.bands), self.step_px)
+        return draw(self._augment, seed, self.epoch, samples, image.size_px, len(image.bands), self.step_px)
 
     def _batch(self, numbers: np.ndarray, draws: Draws, **images: torch.Tensor | None) -> Batch:
         labels = torch.from_numpy(self._labels[numbers].astype(np.float32))
@@ -235,12 +255,15 @@ class Feed:
         """The ring, and its slots with what was drawn for each."""
         with self._reader.opened():
             if not self._ring:
-                self._ring = self._measured(steps)
-            with closing(self._ring.read(self._numbers(steps))) as slots:
-                yield self._ring, ((s, self._draw(s.numbers)) for s in slots)
+                with self._watch("read"):
+                    self._ring = self._measured(steps)
+            samples, begun = itertools.tee(self.plan.samples(self.epoch, steps))  # the ring is some batches ahead
+            with closing(self._ring.read(map(patch_of, begun))) as slots:
+                filled = self._watch.each("read", slots)
+                yield self._ring, ((s, self._draw(x)) for s, x in zip(filled, samples, strict=True))
 
     def _numbers(self, steps: range) -> Iterator[np.ndarray]:
-        return self.plan.batches(self.epoch, steps)
+        return map(patch_of, self.plan.samples(self.epoch, steps))
 
     def _measured(self, steps: range) -> Ring:
         threads, self._ahead = self._recipe.threads, self._recipe.ahead
@@ -253,13 +276,13 @@ class Feed:
 
     def _raw(self, steps: range) -> Generator[Batch, None, None]:
         with self._reading(steps) as (ring, drawn):
-            for numbers, draws, fields in on_device(ring, drawn, self._device):
+            for numbers, draws, fields in on_device(ring, drawn, self._device, self._watch):
                 yield self._batch(numbers, draws, **fields)
 
     def _plain(self, steps: range) -> Generator[Batch, None, None]:
         transform = PlainTransform(self.layout.groups, self.mean, self.std, self._augment.crop_px)
         with self._reading(steps) as (ring, drawn):
-            for numbers, draws, fields in on_device(ring, drawn, self._device):
+            for numbers, draws, fields in on_device(ring, drawn, self._device, self._watch):
                 image, mask = transform(fields, draws)
                 yield self._batch(numbers, draws, image=image, mask=mask)
 

@@ -1,4 +1,5 @@
-"""What happens to a sample, as a function of (seed, epoch, patch number): never of the rank, the feed or the past."""
+"""What happens to a sample, as a function of (seed, epoch, sample): never of the rank, the feed or the past. A sample
+is a patch, and which time an epoch has it."""
 
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ def still(count: int) -> Draws:
 def draw(
     r: AugmentRecipe, seed: int, epoch: int, numbers: np.ndarray, size_px: int, bands: int, step_px: int = 1
 ) -> Draws:
-    """For the patches `numbers`, (b,): whole pairs, where samples are mixed, but for the last of a step. step_px: the
+    """For the samples `numbers` (`Plan.samples`), (b,): whole pairs, where samples are mixed, but for the last of a step. step_px: the
     pixels of all bands begin together every so many px of the finest."""
     out = still(len(numbers))
     drawn = np.asarray(numbers, np.uint64)

@@ -1,13 +1,15 @@
-"""Which patches each rank saw, step by step, and the proof that an epoch saw each sample exactly once.
+"""Which patches each rank saw, step by step, and the proof that an epoch saw each sample exactly once, or as often as
+oversampling asks for.
 
     RUN/seen/rank-000.jsonl   a line for each step whose batch the rank has trained on:
     {"start":1,"epoch":0,"step":3,"ranks":2,"numbers":[17,4,102]}
 
-start: the run had been started so many times, this one included. epoch, step: counted from 0. numbers: of the patches
-in the store, in the order of the batch.
+start: the run had been started so many times, this one included. epoch, step: counted from 0; where gradients are
+accumulated, each part of a step is one. numbers: of the patches in the store, in the order of the batch.
 
 What a crash undid was done again by a later start, from the checkpoint that it went on from. So a step counts as its
-last start did it: the last one that began at this step or before. Where each start began is in RUN/journal.jsonl.
+last start did it: the last one that began at this step or before. Where each start began is in RUN/journal.jsonl,
+in steps of the optimizer.
 A line is with the kernel before the next step begins, so it outlives its process; `sync` puts it on the disk before a
 checkpoint is written, so no checkpoint holds a step whose line a power cut has taken.
 """
@@ -15,17 +17,18 @@ checkpoint is written, so no checkpoint holds a step whose line a power cut has 
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jeoparda import targets
 from jeoparda.errors import StoreError
 from jeoparda.files import room
 from jeoparda.journal import JournalError, read
-from jeoparda.order import Order
+from jeoparda.order import Order, drawn_count, epoch_samples, patch_of, repeats, subset
 from jeoparda.store import Store
 
 _NAMED = 5  # patches or steps that a fault names
@@ -83,9 +86,10 @@ def _whole(file: int) -> int:
 class Seen:
     """What an epoch saw.
 
-    epoch: counted from 0. samples: in the split. steps: up to the last that all ranks have done; of: that an epoch has.
-    over: the next epoch began. seen: patches of the split, each counted once. missing, twice, foreign: (n,) numbers of
-    patches that these steps should have seen and did not, that they saw more than once, that are not of the split.
+    epoch: counted from 0. samples: patches of the split that are trained on. steps: up to the last that all ranks have
+    done; of: that an epoch has. over: the next epoch began. seen: patches of the split, each counted once. missing,
+    too_often, foreign: (n,) numbers of patches that these steps should have seen, or seen more often; that they saw
+    more than once and more often than they should; that are not of the split.
     wrong: steps whose patches are not those that the run's seed and order ask for. starts, ranks: that took part.
     """
 
@@ -96,7 +100,7 @@ class Seen:
     over: bool
     seen: int
     missing: np.ndarray
-    twice: np.ndarray
+    too_often: np.ndarray
     foreign: np.ndarray
     wrong: tuple[int, ...]
     starts: tuple[int, ...]
@@ -104,12 +108,27 @@ class Seen:
 
     @property
     def sound(self) -> bool:
-        return not (len(self.missing) or len(self.twice) or len(self.foreign) or self.wrong)
+        return not (len(self.missing) or len(self.too_often) or len(self.foreign) or self.wrong)
 
     @property
     def exact(self) -> bool:
-        """Each patch of the split once, in the order that was asked for."""
+        """Each patch of the split as often as was asked for, in the order that was asked for."""
         return self.sound and self.steps == self.of
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the recipe asks for. numbers: (n,) patches; repeats: (n,) how often an epoch draws each, None: once."""
+
+    order: Order
+    numbers: np.ndarray
+    repeats: np.ndarray | None
+
+    def steps(self, epoch: int, count: int) -> dict[int, np.ndarray]:
+        """Patch numbers of the first steps, over all ranks; none of a step that the epoch does not have."""
+        whole = epoch_samples(self.numbers, self.repeats, self.order.seed, epoch)
+        real = {s: patch_of(whole[self.order.global_batch(epoch, s)]) for s in range(min(count, self.order.steps))}
+        return real | dict.fromkeys(range(len(real), count), _NOTHING)
 
 
 @dataclass(frozen=True)
@@ -136,16 +155,37 @@ def store_of(run: Path, moved: Path | None = None) -> Store:
 def prove(run: Path, store: Store, epoch: int | None = None) -> list[Seen]:
     """Every epoch that began, or only `epoch`, counted from 0. JournalError where no journal tells of it."""
     begun = _starts(run)
-    steps = _counted(run, [(b["epoch"], b["step"]) for b in begun])
-    numbers = store.split("train")
-    # from the recipe, and not from what training says of its order; which rank has which part does not matter here
-    recipe = begun[-1]["recipe"]
-    order = Order(len(numbers), recipe["batch"], recipe["seed"], block=recipe["feed"]["block"])
+    asked = _asked(run, begun[-1], store)
+    steps = _counted(run, [(b["epoch"], b["step"] * asked.order.parts) for b in begun])
     last = max(steps)
     if epoch is not None and epoch > last:
         raise JournalError(f"{run}: epoch {epoch + 1} has not begun, the last that did is {last + 1}")
     wanted = range(last + 1) if epoch is None else [epoch]
-    return [_epoch(e, steps.get(e, {}), e < last, order, numbers) for e in wanted]
+    return [_epoch(e, steps.get(e, {}), e < last, asked) for e in wanted]
+
+
+def _asked(run: Path, start: dict[str, Any], store: Store) -> _Asked:
+    """From the recipe, and not from what training says of its order; which rank has which part does not matter here."""
+    r = start["recipe"]
+    numbers = np.setdiff1d(store.split("train"), np.array(start.get("left_out", []), np.int64))
+    numbers = subset(numbers, r.get("subset", 1.0), r["seed"])
+    often = _repeats(run, r, store, numbers)
+    count = len(numbers) if often is None else drawn_count(often)
+    parts = r.get("accumulate", 1)  # like oversample and labels, younger than some journals
+    return _Asked(Order(count, r["batch"], r["seed"], block=r["feed"]["block"], parts=parts), numbers, often)
+
+
+def _repeats(run: Path, r: dict[str, Any], store: Store, numbers: np.ndarray) -> np.ndarray | None:
+    """(n,) how often an epoch draws each of the patches; None: once."""
+    if "oversample" not in r or not r["oversample"]["share"]:
+        return None
+    if r["control"] != "none":
+        raise JournalError(
+            f"{run}: was drawn by labels that control = {r['control']} had dealt out to other patches, which is no run "
+            "to prove; take control = none or oversample.share = 0"
+        )
+    labels = targets.build(store.info, r["labels"], r["task"]).of(store.labels)
+    return repeats(labels[numbers], r["oversample"]["share"], r["oversample"]["most"])
 
 
 def _starts(run: Path) -> list[dict[str, Any]]:
@@ -191,28 +231,37 @@ def _lines(path: Path) -> Iterator[_Line]:
                 raise JournalError(f"{path}, line {number}: damaged, so it proves nothing; found {raw[:60]!r}") from e
 
 
-def _epoch(epoch: int, steps: Steps, over: bool, order: Order, numbers: np.ndarray) -> Seen:
+def _epoch(epoch: int, steps: Steps, over: bool, asked_for: _Asked) -> Seen:
+    order, numbers = asked_for.order, asked_for.numbers
     # when a run is stopped, some ranks may have done a step more than others: it does not count
     done = 1 + max((s for s, lines in steps.items() if _by_all(lines)), default=-1)
     upto = max(done, order.steps) if over else done
-    asked = {s: numbers[order.global_batch(epoch, s)] if s < order.steps else _NOTHING for s in range(upto)}
+    asked = asked_for.steps(epoch, upto)
     had = {s: np.concatenate([_NOTHING, *(x.numbers for x in steps.get(s, []))]) for s in asked}
-    found, times = np.unique(np.concatenate([_NOTHING, *had.values()]), return_counts=True)
+    found, times, wanted = _times(had.values(), asked.values())
     lines = [x for s in asked for x in steps.get(s, [])]
     return Seen(
         epoch=epoch,
-        samples=order.count,
+        samples=len(numbers),
         steps=upto,
         of=order.steps,
         over=over,
-        seen=len(np.intersect1d(found, numbers)),
-        missing=np.setdiff1d(np.concatenate([_NOTHING, *asked.values()]), found),
-        twice=found[times > 1],
+        seen=len(np.intersect1d(found[times > 0], numbers)),
+        missing=found[times < wanted],
+        too_often=found[times > np.maximum(wanted, 1)],
         foreign=np.setdiff1d(found, numbers),
         wrong=tuple(s for s in asked if not np.array_equal(had[s], asked[s])),
         starts=tuple(dict.fromkeys(x.start for x in lines)),
         ranks=tuple(dict.fromkeys(x.ranks for x in lines)),
     )
+
+
+def _times(had: Iterable[np.ndarray], asked: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n,) patches that were seen or asked for, and how often each was."""
+    one, other = (np.concatenate([_NOTHING, *x]) for x in (had, asked))
+    patches, place = np.unique(np.concatenate([one, other]), return_inverse=True)
+    seen, wanted = place[: len(one)], place[len(one) :]
+    return patches, np.bincount(seen, minlength=len(patches)), np.bincount(wanted, minlength=len(patches))
 
 
 def _by_all(lines: list[_Line]) -> bool:
@@ -225,7 +274,7 @@ def _by_all(lines: list[_Line]) -> bool:
 
 def table(epochs: list[Seen]) -> str:
     """A line an epoch; epochs and steps counted from 1, as training counts them aloud."""
-    head = ("epoch", "samples", "seen", "missing", "twice", "foreign", "wrong steps", "steps", "starts", "ranks")
+    head = ("epoch", "samples", "seen", "missing", "too often", "foreign", "wrong steps", "steps", "starts", "ranks")
     rows = [_row(e) for e in epochs]
     widths = [max(len(str(row[i])) for row in (head, *rows)) for i in range(len(head))]
     return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in (head, *rows))
@@ -233,7 +282,7 @@ def table(epochs: list[Seen]) -> str:
 
 def _row(e: Seen) -> tuple[object, ...]:
     took_part = (",".join(map(str, who)) for who in (e.starts, e.ranks))
-    amiss = (len(e.missing), len(e.twice), len(e.foreign), len(e.wrong))
+    amiss = (len(e.missing), len(e.too_often), len(e.foreign), len(e.wrong))
     return (e.epoch + 1, e.samples, e.seen, *amiss, f"{e.steps}/{e.of}", *took_part)
 
 
@@ -241,7 +290,7 @@ def faults(epochs: list[Seen], store: Store) -> Iterator[str]:
     """A sentence for each thing that is wrong."""
     ids = store.column("id")
     for e in epochs:
-        for what, numbers in (("missing", e.missing), ("seen twice or more", e.twice), ("not of the split", e.foreign)):
+        for what, numbers in (("missing", e.missing), ("seen too often", e.too_often), ("not of the split", e.foreign)):
             if len(numbers):
                 known = [str(ids[n]) if 0 <= n < len(ids) else f"no patch {n}" for n in numbers[:_NAMED]]
                 yield f"epoch {e.epoch + 1}: {what}: {', '.join(known)}{_more(numbers)}"

@@ -7,6 +7,8 @@ that published weights load.
 import torch
 from torch import nn
 
+from jeoparda.models.layers import run
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. x: (batch, channel, row, col) -> (batch, width, row/stride, col/stride)."""
@@ -58,7 +60,8 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
 
 
 class ResNet(nn.Module):
-    """x: (batch, band, row, col) float32 -> logits (batch, class). Any rows and cols from 32 px on."""
+    """x: (batch, band, row, col) float32 -> logits (batch, class). Any rows and cols; up to 32 px, the last
+    map is one pixel."""
 
     def __init__(
         self,
@@ -66,8 +69,9 @@ class ResNet(nn.Module):
         layers: tuple[int, int, int, int],
         bands: int,
         classes: int,
-        width: int = 64,
-        dropout: float = 0.0,
+        width: int,
+        dropout: float,
+        recompute: bool,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(bands, width, 7, 2, 3, bias=False)
@@ -85,6 +89,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(inputs, classes)
+        self.recompute = recompute
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -93,33 +98,34 @@ class ResNet(nn.Module):
         """(batch, channel, row / 32, col / 32): what the pooling sees."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for i in range(1, 5):
-            x = getattr(self, f"layer{i}")(x)
+            for block in getattr(self, f"layer{i}"):
+                x = run(block, x, recompute=self.recompute)
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.dropout(self.avgpool(self.features(x)).flatten(1)))
 
 
-def resnet18(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+def resnet18(bands: int, classes: int, width: int, dropout: float, recompute: bool) -> ResNet:
     """18 layers of basic blocks."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), bands, classes, width, dropout)
+    return ResNet(BasicBlock, (2, 2, 2, 2), bands, classes, width, dropout, recompute)
 
 
-def resnet34(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+def resnet34(bands: int, classes: int, width: int, dropout: float, recompute: bool) -> ResNet:
     """34 layers of basic blocks."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), bands, classes, width, dropout)
+    return ResNet(BasicBlock, (3, 4, 6, 3), bands, classes, width, dropout, recompute)
 
 
-def resnet50(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+def resnet50(bands: int, classes: int, width: int, dropout: float, recompute: bool) -> ResNet:
     """50 layers of bottlenecks."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), bands, classes, width, dropout)
+    return ResNet(Bottleneck, (3, 4, 6, 3), bands, classes, width, dropout, recompute)
 
 
-def resnet101(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+def resnet101(bands: int, classes: int, width: int, dropout: float, recompute: bool) -> ResNet:
     """101 layers of bottlenecks."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), bands, classes, width, dropout)
+    return ResNet(Bottleneck, (3, 4, 23, 3), bands, classes, width, dropout, recompute)
 
 
-def resnet152(bands: int, classes: int, width: int = 64, dropout: float = 0.0) -> ResNet:
+def resnet152(bands: int, classes: int, width: int, dropout: float, recompute: bool) -> ResNet:
     """152 layers of bottlenecks."""
-    return ResNet(Bottleneck, (3, 8, 36, 3), bands, classes, width, dropout)
+    return ResNet(Bottleneck, (3, 8, 36, 3), bands, classes, width, dropout, recompute)

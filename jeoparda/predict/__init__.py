@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from jeoparda import targets
 from jeoparda.comm import Single, device_of
 from jeoparda.config import REQUIRED, opt, recipe
 from jeoparda.errors import RecipeError, SceneError
-from jeoparda.evaluate import Trained, load, stretch
+from jeoparda.evaluate import Trained, layout_of, load, stretch
 from jeoparda.feed.augment import still
 from jeoparda.feed.plain import PlainTransform
 from jeoparda.files import sha256, whole
@@ -25,7 +26,7 @@ from jeoparda.journal import Journal, provenance, read
 from jeoparda.progress import track
 from jeoparda.raster import png, thumbnail, write_map
 from jeoparda.scene import Scene, SceneReader, SceneRecipe, open_scene
-from jeoparda.store import Group, Layout
+from jeoparda.store import Layout
 
 NODATA = 255
 FULL = 250  # the byte that means probability 1
@@ -140,7 +141,7 @@ class _Mapper:
     def __init__(self, r: PredictRecipe, trained: Trained) -> None:
         about = trained.about
         self.weights = sha256(trained.path)
-        self._groups = tuple(Group(**g | {"bands": tuple(g["bands"])}) for g in about["groups"])
+        self._groups = layout_of(about).groups
         self._size, self._stride = self._groups[0].size_px, r.stride_px
         for g in self._groups:
             if (r.stride_px * g.size_px) % self._size:
@@ -150,6 +151,7 @@ class _Mapper:
                 )
         self._device = device_of(Single())
         self._model = trained.model.to(self._device)
+        self._task = trained.about.get("task", "multi-label")
         self._transform = PlainTransform(
             self._groups, np.array(about["mean"], np.float32), np.array(about["std"], np.float32)
         )
@@ -216,7 +218,8 @@ class _Mapper:
                 fields = {g.name: torch.from_numpy(part[g.name]).to(self._device) for g in self._groups}
                 image, _ = self._transform(fields, still(len(part)))
                 image = image.to(memory_format=torch.channels_last)
-                parts.append(self._model(image).sigmoid().float().cpu().numpy())
+                found = targets.probabilities(self._model(image), self._task)
+                parts.append(found.float().cpu().numpy())
         scores = np.concatenate(parts)
         scores[measured < self._min_valid] = np.nan
         return scores.T

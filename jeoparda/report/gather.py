@@ -72,16 +72,23 @@ class Training:
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """A class in the evaluation. `color`: CSS. Ratios are nan where they do not exist."""
+    """A class in the evaluation. `color`: CSS. `parent`: its class on the next CORINE level, "" without. tp, fp, fn,
+    tn: patches. Figures are nan where they do not exist."""
 
     name: str
     color: str
+    parent: str
     support: int
     predicted: int
     precision: float
     recall: float
     f1: float
     ap: float
+    tp: float
+    fp: float
+    fn: float
+    tn: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -106,16 +113,25 @@ class Sample:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """evaluation.json. `classes` by falling support."""
+    """evaluation.json. `left_out`: patches of the split without a class. `tuned`: classes have thresholds of their own.
+    `samples_average`: means over patches. `classes` by falling support; `levels`: CORINE level -> its classes.
+    `confusion`: (true class, predicted class) patches where each has one class, in the order of `confused`."""
 
     checkpoint: str
     split: str
     patches: int
+    left_out: int
+    single: bool
     threshold: float
+    tuned: bool
     micro: dict[str, float]
     macro: dict[str, float]
+    samples_average: dict[str, float]
     map: float
     classes: list[ClassFigures]
+    levels: dict[int, list[ClassFigures]]
+    confusion: list[list[int]]
+    confused: list[ClassFigures]
     samples: list[Sample]
     samples_left_out: int
 
@@ -262,11 +278,18 @@ def _evaluated(found: dict[str, Any], samples: int) -> Evaluation:
         checkpoint=str(found["checkpoint"]),
         split=str(found["split"]),
         patches=int(found["patches"]),
+        left_out=int(found.get("left_out", 0)),
+        single=found.get("task") == "single-label",
         threshold=_number(found.get("threshold")),
+        tuned=found.get("thresholds") == "per-class",
         micro={k: _number(v) for k, v in found["micro"].items()},
         macro={k: _number(v) for k, v in found["macro"].items()},
+        samples_average={k: _number(v) for k, v in _dict(found.get("samples_average")).items()},
         map=_number(found["map"]),
         classes=sorted(classes, key=lambda c: (-c.support, c.name)),
+        levels={int(k): [_class(c) for c in v["classes"]] for k, v in sorted(_dict(found.get("levels")).items())},
+        confusion=_square(found.get("confusion"), len(classes)),
+        confused=classes,
         samples=[_sample(s, colors) for s in chosen[:samples]],
         samples_left_out=max(0, len(chosen) - samples),
     )
@@ -276,10 +299,19 @@ def _class(c: dict[str, Any]) -> ClassFigures:
     return ClassFigures(
         name=str(c["name"]),
         color=_color(c.get("color")),
+        parent=_text(c.get("parent")),
         support=int(c["support"]),
         predicted=int(c["predicted"]),
-        **{k: _number(c.get(k)) for k in ("precision", "recall", "f1", "ap")},
+        **{k: _number(c.get(k)) for k in ("precision", "recall", "f1", "ap", "tp", "fp", "fn", "tn", "threshold")},
     )
+
+
+def _square(rows: Any, side: int) -> list[list[int]]:
+    """(side, side) numbers, or nothing where there are none. ValueError for another shape."""
+    found = [[int(v) for v in row] for row in _list(rows)]
+    if found and [len(row) for row in found] != [side] * side:
+        raise ValueError(f"the confusion of {side} classes has rows of {[len(row) for row in found]}")
+    return found
 
 
 def _sample(s: dict[str, Any], colors: dict[str, str]) -> Sample:

@@ -3,7 +3,7 @@
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from markupsafe import Markup, escape
 from jeoparda import __version__
 from jeoparda.report import figures
 from jeoparda.report.figures import Series
-from jeoparda.report.gather import NAN, Content, Epoch, Evaluation, Training
+from jeoparda.report.gather import NAN, ClassFigures, Content, Epoch, Evaluation, Training
 
 MANY_RANKS = 8  # more than this fold away
+_MISTAKES = 5  # the most frequent ones are named
 _SPACE = "\N{NARROW NO-BREAK SPACE}"
 _PARTS = ("compute", "communication", "feed", "checkpoint")  # of an epoch's split_s, as they stack
 _NAMES = {"feed": "waiting for the feed"}
@@ -99,6 +100,8 @@ def render(content: Content, title: str) -> str:
         many_ranks=MANY_RANKS,
         classes=_class_notes(e),
         rare=rare_below(e),
+        hierarchy=hierarchy(e),
+        mistakes=mistakes(e),
         evaluate=_command("evaluate", t),
         predict=_command("predict", t),
         facts=facts(t, e),
@@ -179,12 +182,17 @@ def lead(t: Training, e: Evaluation | None) -> str:
         text += f" by {_plural(ranks_, 'rank')} ({s.get('backend', 'backend unknown')})"
     text += f" in {duration(wall_s(t))}."
     if e:
-        f1 = f3(e.micro.get("f1", NAN))
-        text += f" On {_plural(e.patches, 'patch', 'patches')} of the split “{e.split}” it reaches micro F1 {f1}."
+        reached = f"{_micro(e)} {f3(e.micro.get('f1', NAN))}"
+        text += f" On {_plural(e.patches, 'patch', 'patches')} of the split “{e.split}” it reaches {reached}."
     left = (_planned(s) or 0) - len(t.epochs)
     if left > 0:
         text += f" {_plural(left, 'epoch')} of the {_planned(s)} in the recipe {'is' if left == 1 else 'are'} to come."
     return text
+
+
+def _micro(e: Evaluation | None) -> str:
+    """What micro F1 is called: with one class a patch it is the share of patches that are right."""
+    return "accuracy" if e and e.single else "micro F1"
 
 
 def _planned(start: dict[str, Any]) -> int | None:
@@ -216,7 +224,7 @@ def tiles(t: Training, e: Evaluation | None) -> list[Tile]:
     hours = f"{rank_hours(t):.3g} rank-hours" if t.epochs else ""
     stops = f"; resumed {_plural(len(t.resumed), 'time')}" if t.resumed else ""
     return [
-        *(Tile(n, f3(v), where) for n, v in zip(("micro F1", "macro F1", "mAP"), scores, strict=True)),
+        *(Tile(n, f3(v), where) for n, v in zip((_micro(e), "macro F1", "mAP"), scores, strict=True)),
         _rate_tile(t),
         Tile(
             "patches",
@@ -399,11 +407,45 @@ def _class_notes(e: Evaluation | None) -> list[str]:
     absent = sum(c.support == 0 for c in e.classes)
     silent = [c.name for c in e.classes if c.support and not c.predicted]
     out = []
+    if e.left_out:
+        out.append(f"{_plural(e.left_out, 'patch', 'patches')} of the split with none of these classes left out.")
     if absent:
         out.append(f"{_plural(absent, 'class has', 'classes have')} no patch in this split and so no figures.")
     if silent:
         out.append(f"Never predicted: {'; '.join(silent)}.")
     return out
+
+
+def hierarchy(e: Evaluation | None) -> list[tuple[int, ClassFigures]]:
+    """(depth, class): each class of the coarsest CORINE level in the nomenclature's order, its members beneath it,
+    those of the finest by falling support. Empty without levels."""
+    if not e or not e.levels:
+        return []
+    chain = [*e.levels.values(), e.classes]
+
+    def below(depth: int, parent: str) -> Iterator[tuple[int, ClassFigures]]:
+        for c in chain[depth]:
+            if depth == 0 or c.parent == parent:
+                yield depth, c
+                if depth + 1 < len(chain):
+                    yield from below(depth + 1, c.name)
+
+    return list(below(0, ""))
+
+
+def mistakes(e: Evaluation | None) -> list[tuple[str, str, int]]:
+    """(true class, taken for, patches): the most frequent ones of a confusion."""
+    if not e or not e.confusion:
+        return []
+    names = [c.name for c in e.confused]
+    wrong = [(n, names[i], names[j]) for i, row in enumerate(e.confusion) for j, n in enumerate(row) if n and i != j]
+    return [(true, said, n) for n, true, said in sorted(wrong, key=lambda x: (-x[0], *x[1:]))[:_MISTAKES]]
+
+
+def _predicted_from(e: Evaluation) -> str:
+    if e.single:
+        return "the most probable class"
+    return "thresholds of each class" if e.tuned else f"threshold {e.threshold:g}"
 
 
 def facts(t: Training, e: Evaluation | None) -> list[tuple[str, str]]:
@@ -418,7 +460,7 @@ def facts(t: Training, e: Evaluation | None) -> list[tuple[str, str]]:
         ("parameters", count(s["parameters"]) if isinstance(s.get("parameters"), int) else None),
         ("feed", s.get("feed")),
         ("device", s.get("device")),
-        ("evaluated", f"{e.checkpoint}, split {e.split}, threshold {e.threshold:g}" if e else None),
+        ("evaluated", f"{e.checkpoint}, split {e.split}, {_predicted_from(e)}" if e else None),
         ("jeoparda", s.get("jeoparda")),
         ("commit", s.get("commit")),
         *((n, s.get(n)) for n in ("python", "torch", "horovod", "numpy", "h5py")),

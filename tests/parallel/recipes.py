@@ -12,3 +12,9 @@ def train_recipe(folder: Path, store: Path, more: str) -> Path:
         f"optimizer: {{kind: sgd, lr: 0.002}}, {more}}}\n"
     )
     return path
+
+
+def rank_of(pid: int) -> int:
+    """The rank of a process that Open MPI's mpirun started."""
+    variables = dict(word.split("=", 1) for word in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in word)
+    return int(variables["OMPI_COMM_WORLD_RANK"])

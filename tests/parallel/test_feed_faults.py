@@ -18,6 +18,7 @@ from tests.parallel.recipes import train_recipe
 
 pytestmark = pytest.mark.needs("mpirun", "horovod-mpi")
 FEED = ("feed.threads=1", "feed.ahead=1", "feed.journal=true")  # little is read ahead, and nothing to measure
+RARE = ("accumulate=2", "oversample.share=0.6", "batch=7")  # four steps an epoch too, each of two parts
 
 
 def recipe(folder: Path, store: Path) -> Path:
@@ -26,31 +27,32 @@ def recipe(folder: Path, store: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_store, tmp_path_factory, cli) -> Callable[[str], Path]:
-    """The run of a kind of feed: what two kinds round otherwise grows over the steps."""
+def undisturbed(tiny_store, tmp_path_factory, cli) -> Callable[..., Path]:
+    """The run of a kind of feed: what two kinds round otherwise grows over the steps. Or of another recipe."""
 
     @functools.cache
-    def trained(kind: str) -> Path:
+    def trained(kind: str, *more: str) -> Path:
         folder = tmp_path_factory.mktemp(kind)
-        done = cli("train", recipe(folder, tiny_store), *FEED, f"feed.kind={kind}")
+        done = cli("train", recipe(folder, tiny_store), *FEED, f"feed.kind={kind}", *more)
         assert done.returncode == 0, done.stderr
         return folder / "run"
 
     return trained
 
 
-# Before rank 1 reads its third batch, and when the checkpoint of the second step is there, something happens to the
-# first patch of that batch. What follows is the package as it is.
+# Before rank 1 reads the first batch of the third step, and when the checkpoint of the second is there, something
+# happens to the first patch of that batch. What follows is the package as it is.
 PROGRAM = """
 import os, runpy, sys, time
 from pathlib import Path
 import jeoparda.feed.reader as reader
 
-how, run, read, calls = sys.argv.pop(1), Path(sys.argv.pop(1)), reader.Reader._read_and_check, []
+how, run, parts = sys.argv.pop(1), Path(sys.argv.pop(1)), int(sys.argv.pop(1))
+read, calls = reader.Reader._read_and_check, []
 
 def disturbed(self, pool, work, runs):
     calls.append(1)
-    if len(calls) == 3:
+    if len(calls) == 2 * parts + 1:
         while not (run / "checkpoints" / "00000002.pt").exists():
             time.sleep(0.01)
         store, first = self._store, work.numbers[0]
@@ -76,20 +78,21 @@ runpy.run_module("jeoparda", run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    ("how", "kind"),
+    ("how", "kind", "more"),
     [
-        ("vanished", "plain"),
-        ("truncated", "plain"),
-        ("corrupt", "plain"),
-        pytest.param("corrupt", "dali", marks=pytest.mark.needs("dali")),
+        ("vanished", "plain", ()),
+        ("truncated", "plain", ()),
+        ("corrupt", "plain", ()),
+        ("corrupt", "plain", RARE),
+        pytest.param("corrupt", "dali", (), marks=pytest.mark.needs("dali")),
     ],
 )
 def test_all_end_in_words_and_go_on_after_a_repair(
-    ranks: Ranks, undisturbed, tiny_store, tmp_path, apart, cli, how, kind
+    ranks: Ranks, undisturbed, tiny_store, tmp_path, apart, cli, how, kind, more
 ):
     store, run = Path(shutil.copytree(tiny_store, tmp_path / "store")), tmp_path / "run"
-    words = ("train", recipe(tmp_path, store), *FEED, f"feed.kind={kind}")
-    program = (sys.executable, "-c", PROGRAM, how, str(run))
+    words = ("train", recipe(tmp_path, store), *FEED, f"feed.kind={kind}", *more)
+    program = (sys.executable, "-c", PROGRAM, how, str(run), "2" if more else "1")
     begun = time.monotonic()
     done = ranks.start(2, "mpirun", *words, program=program).end(90)
     assert done.returncode != 0 and time.monotonic() - begun < 60
@@ -111,5 +114,5 @@ def test_all_end_in_words_and_go_on_after_a_repair(
     assert done.returncode == 0, done.stderr
     epoch, step = map(int, re.search(r"going on from epoch (\d+), step (\d+)", done.stdout).groups())
     assert (epoch - 1) * 4 + step >= int(after[1])
-    assert apart(run, undisturbed(kind)) < 1e-10
+    assert apart(run, undisturbed(kind, *more)) < 1e-10
     assert [e.exact for e in prove(run, Store(store))] == [True, True, True]

@@ -1,18 +1,14 @@
 """Ranks that are killed or told to stop: nothing hangs, nothing is lost, and the end is the same."""
 
-import contextlib
 import os
-import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from jeoparda.journal import read
 from tests.conftest import JEOPARDA, Job, Ranks
 from tests.parallel.recipes import train_recipe
 
@@ -136,41 +132,3 @@ def test_ranks_that_do_not_find_each_other_are_refused(cli, tiny_store, tmp_path
     assert done.returncode == 1
     assert "srun started 4 ranks, but Horovod sees 1" in done.stderr and "try --mpi=pmix" in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-LONG = ("epochs=16", "optimizer.lr=0.0005")  # long enough to be disturbed often, steps so small that rounding stays
-
-
-@pytest.fixture(scope="module")
-def long_undisturbed(tiny_store, tmp_path_factory, cli) -> Path:
-    folder = tmp_path_factory.mktemp("long")
-    done = cli("train", recipe(folder, tiny_store), *LONG)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
-
-
-@MPI
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(6))
-def test_chaos(ranks: Ranks, long_undisturbed, tiny_store, tmp_path, apart, seed):
-    """Killed or told to stop at any moment, again and again, on ever other numbers of ranks: the end is the same."""
-    path, run, rng = recipe(tmp_path, tiny_store), tmp_path / "run", random.Random(seed)
-    ended = []
-    while not ((run / "journal.jsonl").exists() and finished(run)):
-        assert len(ended) < 60, ended
-        job = ranks.start(n := rng.choice([1, 2, 3]), "mpirun", "train", path, *LONG)
-        wait = rng.uniform(2, 7) + len(ended) / 5  # start-up alone takes seconds; longer and longer, to end at all
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            job.process.wait(wait)
-        pids = job.pids() if job.process.poll() is None else []
-        for pid in rng.sample(pids, rng.randint(1, len(pids)) if pids else 0):
-            os.kill(pid, rng.choice([signal.SIGKILL, signal.SIGTERM]))
-        done = job.end(60)
-        ended.append((n, round(wait, 1), done.returncode))
-        assert "Traceback" not in done.stderr, done.stderr
-    difference = apart(run, long_undisturbed)
-    print(f"seed {seed}: {len(ended) - 1} disturbed starts (ranks, s, exit code) {ended}; apart by {difference:.1e}")
-    assert len(ended) > 1
-    assert difference < 1e-9
-    epochs = [e["epoch"] for e in read(run / "journal.jsonl") if e["event"] == "epoch"]
-    assert epochs == list(range(1, 17))

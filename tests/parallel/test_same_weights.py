@@ -6,14 +6,17 @@ steps in float64, where nothing grows: 1e-10 is then ten million times less than
 In float32 the same shows only with frozen norms.
 """
 
+import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jeoparda.ingest import IngestRecipe, SplitRecipe, run
 from jeoparda.store import Store
-from tests.conftest import Ranks
+from tests.conftest import Ranks, environment
 from tests.parallel.recipes import train_recipe
 
 SHARP = "precision=float64"
@@ -58,24 +61,63 @@ def test_ranks_end_with_the_weights_of_one_process(ranks: Ranks, alone, tiny_sto
         assert len(e["images_per_s_per_rank"]) == len(e["wait_s"]) == n
 
 
-RECIPES = [
-    ("optimizer.kind=adamw", "optimizer.lr=1e-5"),
-    ("optimizer.kind=lars", "optimizer.lr=0.1"),
-    ("optimizer.kind=lamb", "optimizer.lr=1e-5"),
-    ("ema=0.9",),
-    ("optimizer.clip_norm=0.05", "loss.kind=focal", "loss.weights=balanced"),
+# 51 steps of 8 patches in 17 epochs; each with clipping, accumulation, averaged weights and synchronised norms
+FIFTY = ("epochs=17", "batch=8", "accumulate=2", "ema=0.9", "optimizer.clip_norm=0.05", SHARP)
+OPTIMIZERS = {"sgd": 0.002, "adamw": 1e-5, "lars": 0.02, "lamb": 1e-5}
+BACKENDS = [
+    pytest.param(backend, n, marks=pytest.mark.needs("mpirun", *(["horovod-mpi"] if backend == "horovod" else [])))
+    for backend in ("horovod", "torch")
+    for n in (2, 4)
 ]
 
 
+def runs(folder: Path, store: Path) -> list[str]:
+    """What `tests.parallel.many` is to train in FOLDER, a run an optimizer."""
+    small = ("model.width=16", "feed.kind=plain", "feed.augment.crop_px=60", "schedule.kind=cosine")
+    return [
+        json.dumps(
+            [f"store={store}", f"run={folder / kind}", f"optimizer.kind={kind}", f"optimizer.lr={lr}", *small, *FIFTY]
+        )
+        for kind, lr in OPTIMIZERS.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def fifty(tiny_store, tmp_path_factory) -> Path:
+    """Fifty steps of one process with each optimizer."""
+    folder = tmp_path_factory.mktemp("fifty")
+    command = [sys.executable, "-m", "tests.parallel.many", "single", *runs(folder, tiny_store)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(("backend", "n"), BACKENDS)
+def test_fifty_steps_whatever_the_optimizer(ranks: Ranks, fifty, tiny_store, tmp_path, apart, backend, n):
+    program = (sys.executable, "-m", "tests.parallel.many", backend, *runs(tmp_path, tiny_store))
+    done = ranks.start(n, "mpirun", program=program).end(400)
+    assert done.returncode == 0, done.stderr
+    for kind in OPTIMIZERS:
+        (start, *_), (_, *e) = figures(tmp_path / kind), figures(fifty / kind)
+        assert (start["ranks"], start["backend"], e[-1]["step"]) == (n, backend, 51)
+        assert apart(tmp_path / kind, fifty / kind) < 1e-10, kind
+
+
+def test_the_fifty_steps_move_the_weights_and_differ(fifty, apart):
+    """The tests above would see a rank that takes another step, or none."""
+    kinds = list(OPTIMIZERS)
+    for one, other in itertools.pairwise(kinds):
+        assert apart(fifty / one, fifty / other) > 1e-5
+
+
 @MPI
-@pytest.mark.parametrize("words", RECIPES, ids=lambda words: words[0])
-def test_whatever_the_optimizer(ranks: Ranks, alone, tiny_store, tmp_path, apart, cli, words):
-    assert cli("train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'one'}", SHARP, *words).returncode == 0
-    done = ranks(4, "mpirun", "train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'four'}", SHARP, *words)
+def test_with_weighted_focal_loss_and_oversampling(ranks: Ranks, alone, tiny_store, tmp_path, apart, cli):
+    words = (SHARP, "loss.kind=focal", "loss.weights=balanced", "oversample.share=0.6")
+    assert cli("train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'one'}", *words).returncode == 0
+    done = ranks(4, "mpirun", "train", recipe(tmp_path, tiny_store), f"run={tmp_path / 'four'}", *words)
     assert done.returncode == 0, done.stderr
     assert apart(tmp_path / "four", tmp_path / "one") < 1e-10
-    if words != ("ema=0.9",):  # which moves no weights, and has its average compared above
-        assert apart(tmp_path / "one", alone) > 1e-6  # it is another recipe, which moves the weights otherwise
+    assert apart(tmp_path / "one", alone) > 1e-6  # it is another recipe, which moves the weights otherwise
 
 
 @MPI

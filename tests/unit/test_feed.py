@@ -25,7 +25,7 @@ from jeoparda.errors import RecipeError, StoreError
 from jeoparda.feed import AugmentRecipe, Feed, FeedRecipe, Plan, augment, files, measure, reader
 from jeoparda.feed.buffer import PIECE
 from jeoparda.feed.files import Files, Map, native
-from jeoparda.order import Order
+from jeoparda.order import Order, drawn_count, epoch_samples, patch_of
 from jeoparda.store import Store
 
 DALI = pytest.param("dali", marks=pytest.mark.needs("dali"))
@@ -37,10 +37,14 @@ def store(tiny_store):
     return Store(tiny_store)
 
 
-def make(store, kind="plain", batch=9, rank=0, size=1, train=True, count=None, augment=None, **more) -> Feed:
+def make(
+    store, kind="plain", batch=9, rank=0, size=1, train=True, count=None, augment=None, repeats=None, parts=1, **more
+) -> Feed:
     numbers = store.split("all")[:count]
     how = AugmentRecipe(**(augment or {}))
-    plan = Plan(Order(len(numbers), batch, SEED, shuffle=train, unit=2 if how.mixup else 1), numbers, rank, size)
+    drawn = len(numbers) if repeats is None else drawn_count(repeats)
+    order = Order(drawn, batch, SEED, shuffle=train, unit=2 if how.mixup else 1, parts=parts)
+    plan = Plan(order, numbers, rank, size, repeats)
     recipe = FeedRecipe(kind=kind, augment=how, **more)
     return Feed(store, plan, recipe, train, store.labels)
 
@@ -60,13 +64,14 @@ def upsampled(band: np.ndarray, size: int) -> np.ndarray:
     return rows[:, low] * (1 - weight) + rows[:, high] * weight
 
 
-def reference(store: Store, number: int, epoch: int, train: bool) -> np.ndarray:
-    """(band, row, col) float64 of one patch, straight from the store's description."""
+def reference(store: Store, sample: int, epoch: int, train: bool) -> np.ndarray:
+    """(band, row, col) float64 of one sample, straight from the store's description."""
+    number = patch_of(sample)
     mean, std = (a.astype(float) for a in store.statistics())
     bands = [upsampled(store.band(number, b).astype(float), store.info.size_px) for b in store.info.bands]
     x = (np.stack(bands) - mean[:, None, None]) / std[:, None, None]
     if train:
-        transpose, rows, cols = augment.flips(SEED, epoch, np.array([number]))[0]
+        transpose, rows, cols = augment.flips(SEED, epoch, np.array([sample]))[0]
         x = x.transpose(0, 2, 1) if transpose else x
         x = x[:, ::-1] if rows else x
         x = x[:, :, ::-1] if cols else x
@@ -158,6 +163,75 @@ def test_restored_at_the_end_of_an_epoch_there_is_nothing_left(store, kind):
     f = make(store, kind, batch=7)
     f.restore({"epoch": 1, "step": f.plan.order.steps})
     assert epoch(f) == [] and f.state() == {"epoch": 2, "step": 0}
+
+
+OFTEN = np.where(np.arange(20) % 4 == 0, 3.4, 1.0)  # 32 samples of 20 patches
+
+
+@pytest.mark.parametrize("kind", ["plain", DALI])
+def test_a_patch_that_is_drawn_again_is_augmented_otherwise(store, kind):
+    """On one rank and on three, in steps of two parts: the samples that the order asks for, each with its own flips."""
+    asked = epoch_samples(np.arange(20), OFTEN, SEED, 2)
+    assert len(np.unique(augment.flips(SEED, 2, asked[patch_of(asked) == 8]) @ [4, 2, 1])) > 1
+    for size in (1, 3):
+        feeds = [make(store, kind, 10, r, size, count=20, repeats=OFTEN, parts=2) for r in range(size)]
+        for f in feeds:
+            f.restore({"epoch": 2, "step": 0})
+        steps = list(zip(*map(epoch, feeds), strict=True))
+        assert len(steps) == 8
+        for step, shares in enumerate(steps):
+            batch = {name: np.concatenate([b[name] for b in shares]) for name in shares[0]}
+            samples = asked[feeds[0].plan.order.global_batch(2, step)]
+            assert batch["number"].tolist() == patch_of(samples).tolist()
+            np.testing.assert_array_equal(batch["labels"], store.labels[batch["number"]])
+            for image, sample in zip(batch["image"], samples, strict=True):
+                np.testing.assert_allclose(image, reference(store, sample, 2, True), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["plain", DALI])
+def test_restored_among_repeated_patches_it_goes_on(store, kind):
+    def begun(step: int) -> list[dict[str, np.ndarray]]:
+        f = make(store, kind, 7, count=20, repeats=OFTEN, augment={"mixup": 0.4, "jitter": 0.1})
+        f.restore({"epoch": 1, "step": step})
+        return epoch(f)
+
+    for a, b in zip(begun(3), begun(0)[3:], strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.needs("dali")
+def test_dali_and_plain_mix_repeated_patches_alike(store):
+    plain, dali = (
+        epoch(make(store, kind, 8, count=20, repeats=OFTEN, augment={"mixup": 0.4})) for kind in ("plain", "dali")
+    )
+    for a, b in zip(plain, dali, strict=True):
+        np.testing.assert_allclose(a["image"], b["image"], atol=1e-5)
+        np.testing.assert_array_equal(a["labels"], b["labels"])
+
+
+def test_repeats_of_one_change_nothing(store):
+    for a, b in zip(epoch(make(store, count=20)), epoch(make(store, count=20, repeats=np.ones(20))), strict=True):
+        assert all(np.array_equal(a[name], b[name]) for name in a)
+    with pytest.raises(ValueError, match="order of 20 samples for repeats that draw 32"):
+        Plan(Order(20, 8, 0), np.arange(20), 0, 1, OFTEN)
+
+
+@given(
+    count=st.integers(1, 200),
+    batch=st.integers(1, 80),
+    parts=st.integers(1, 4),
+    size=st.integers(1, 4),
+    unit=st.integers(1, 2),
+)
+@settings(max_examples=100, deadline=None)
+def test_no_batch_is_larger_than_the_plan_says(count, batch, parts, size, unit):
+    steps = -(-count // batch)
+    parts = min(parts, count // steps)
+    order = Order(count, batch, SEED, unit=unit, parts=parts)
+    for rank in range(size):
+        plan = Plan(order, np.arange(count), rank, size)
+        assert max(map(len, plan.samples(0, range(order.steps)))) <= plan.largest
+        assert plan.largest < batch / parts / size + 1 + unit  # and that is no more than a part needs
 
 
 def soon(there: Callable[[], object], wanted: object) -> bool:

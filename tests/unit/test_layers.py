@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[2] / "jeoparda"
 LAYERS = (
     {"errors", "nomenclature", "sensors", "grid", "partition", "order", "launchers", "degrade"},
     {"config", "files", "raster", "vector", "scene", "labels", "footprint", "store", "journal", "progress", "signals"},
-    {"comm", "workers", "models", "losses", "metrics", "schedule", "optimizers", "checkpoint"},
+    {"comm", "workers", "models", "losses", "metrics", "targets", "schedule", "optimizers", "checkpoint", "stall"}
+    | {"meter", "energy", "ranks", "board"},
     {"ingest", "synth", "feed", "train", "evaluate", "predict", "monitor", "annotate", "scaling"},
     {"stages", "launch", "report", "cli", "demo", "__main__"},
 )
@@ -33,10 +34,13 @@ HOMES = {
     "pyarrow": ("ingest.",),
     "zstandard": ("ingest.",),
     "nvidia": ("feed.dali",),
-    "horovod": ("comm",),
-    "torch.distributed": ("comm",),
+    "horovod": ("comm.",),
+    "torch.distributed": ("comm.",),
     "submitit": ("launch.", "launch"),
     "matplotlib": ("report.",),
+    "pynvml": ("energy",),
+    "tensorboard": ("board",),
+    "torch.utils.tensorboard": ("board",),
 }
 
 

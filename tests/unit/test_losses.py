@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 
 from jeoparda.config import check
 from jeoparda.errors import RecipeError
-from jeoparda.losses import LossRecipe, balance, build, multilabel
+from jeoparda.losses import LossRecipe, balance, build, multilabel, plain
 
 RECIPES = [
     LossRecipe(),
@@ -82,3 +84,72 @@ def test_exponents_that_have_no_gradient_are_refused():
         check(LossRecipe, {"focus_absent": 0.5})
     with pytest.raises(RecipeError, match=r"loss\.margin = 1e-08: is lost in rounding"):
         build(LossRecipe(kind="asymmetric", margin=1e-8))
+
+
+# ---- one class a patch
+
+SINGLE = [
+    LossRecipe(),
+    LossRecipe(smoothing=0.1),
+    LossRecipe(weights="balanced", smoothing=0.2),
+    LossRecipe(kind="focal"),
+    LossRecipe(kind="focal", focus=0.5, weights="balanced", smoothing=0.1),
+]
+
+
+def one_of_four() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, class numbers, and shares of classes as labels: those of one class, the last three mixed."""
+    g = torch.Generator().manual_seed(1)
+    numbers = torch.randint(4, (9,), generator=g)
+    labels = F.one_hot(numbers, 4).double()
+    labels[6:] = 0.7 * labels[6:] + 0.3 * labels[:3]
+    return 3 * torch.randn(9, 4, generator=g, dtype=torch.float64), numbers, labels
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.15])
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_softmax_cross_entropy_is_torch_s(smoothing, weights):
+    logits, numbers, shares = one_of_four()
+    weight = WEIGHT if weights == "balanced" else None
+    loss = build(LossRecipe(smoothing=smoothing, weights=weights), weight, "single-label")
+    how = {"weight": weight, "label_smoothing": smoothing, "reduction": "sum"}
+    for target, labels in ((numbers, F.one_hot(numbers, 4).double()), (shares, shares)):
+        assert loss(logits, labels).item() == pytest.approx(F.cross_entropy(logits, target, **how).item(), rel=1e-12)
+    assert plain(logits, shares, "single-label").item() == pytest.approx(
+        F.cross_entropy(logits, shares, reduction="sum").item(), rel=1e-12
+    )
+    assert plain(logits, shares) == multilabel(logits, shares) != plain(logits, shares, "single-label")
+
+
+@pytest.mark.parametrize("r", SINGLE)
+def test_softmax_losses_by_hand_add_up_over_ranks_and_have_gradients(r):
+    logits, _, labels = one_of_four()
+    weight = WEIGHT if r.weights == "balanced" else None
+    loss = build(r, weight, "single-label")
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    y = labels.numpy() * (1 - r.smoothing) + r.smoothing / 4
+    each = y * (1 - p) ** (r.focus if r.kind == "focal" else 0) * -np.log(p)
+    assert loss(logits, labels).item() == pytest.approx((each * (1 if weight is None else WEIGHT.numpy())).sum())
+    parts = sum(loss(a, b) for a, b in zip(logits.split([2, 0, 7]), labels.split([2, 0, 7]), strict=True))
+    assert parts.item() == pytest.approx(loss(logits, labels).item(), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), logits.clone().requires_grad_())
+    far = torch.tensor([[-200.0, 200.0, -30.0, 30.0]] * 9, requires_grad=True)
+    value = loss(far, labels.float())
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(far.grad).all()
+
+
+def test_balanced_weights_of_one_class_a_patch_are_scikit_learn_s():
+    numbers = np.repeat([0, 1, 2], [30, 8, 2])
+    labels = np.eye(4, dtype=np.uint8)[numbers]  # the last class has none
+    found = balance(LossRecipe(weights="balanced"), labels[:, :3], "single-label")
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=numbers)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert balance(LossRecipe(weights="balanced", largest_weight=2.0), labels, "single-label").tolist() == [
+        0.5, 40 / 4 / 8, 2.0, 1.0,
+    ]  # fmt: skip
+
+
+def test_asymmetric_is_refused_where_a_patch_has_one_class():
+    with pytest.raises(RecipeError, match=r"loss\.kind = asymmetric: .* take cross-entropy or focal"):
+        build(LossRecipe(kind="asymmetric"), None, "single-label")

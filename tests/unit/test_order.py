@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jeoparda import order
-from jeoparda.order import Order
+from jeoparda.errors import RecipeError
+from jeoparda.order import Order, drawn_count, epoch_samples, patch_of, repeats
 
 counts = st.integers(1, 3000)
 seeds = st.integers(-(2**40), 2**70)
@@ -249,3 +250,146 @@ def test_a_key_is_what_the_mixing_of_arrays_gives(parts):
         h = order.mix(h ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
     found = order.key(*parts)
     assert found == h[0] and found.dtype == np.uint64
+
+
+# ---- parts of a step
+
+
+@given(count=counts, **up_to(steps=12, parts=9, size=4, block=9, unit=2), seed=seeds)
+@settings(max_examples=100, deadline=None)
+def test_the_parts_of_a_step_are_the_step(count, steps, parts, size, block, unit, seed):
+    whole = Order(count, -(-count // steps), seed, block=block, unit=unit)
+    most = count // whole.steps  # of parts: the smallest step has so many patches
+    cut = Order(count, whole.batch, seed, block=block, unit=unit, parts=min(parts, most))
+    assert cut.steps == whole.steps * cut.parts
+    sizes = []
+    for step in range(whole.steps):
+        own = range(step * cut.parts, (step + 1) * cut.parts)
+        batches = [cut.global_batch(2, part) for part in own]
+        assert np.array_equal(np.concatenate(batches), whole.global_batch(2, step))
+        sizes += map(len, batches)
+        for part, batch in zip(own, batches, strict=True):  # a part is cut up between ranks like any step
+            assert np.array_equal(np.concatenate([cut.rank_batch(2, part, r, size) for r in range(size)]), batch)
+    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1 and max(sizes) <= -(-whole.batch // cut.parts)
+
+
+def test_more_parts_than_patches_in_a_step_are_refused():
+    assert len(Order(50, 8, 0, parts=7).global_batch(0, 0)) == 1  # of a step of 7
+    with pytest.raises(RecipeError, match=r"accumulate = 8: 50 patches in 7 step\(s\) leave a part .* most 7$"):
+        Order(50, 8, 0, parts=8)
+    assert Order(0, 8, 0).steps == 0  # nothing to do is no fault
+
+
+# ---- rare classes
+
+
+def asked_of(labels: np.ndarray, share: float, most: float) -> list[float]:
+    """The definition, patch by patch and class by class."""
+    frequency = [sum(row[c] for row in labels) / len(labels) for c in range(labels.shape[1])]
+    factors = [max(1.0, (share / f) ** 0.5) if f else 1.0 for f in frequency]
+    return [min(most, max([1.0, *(f for f, has in zip(factors, row, strict=True) if has)])) for row in labels]
+
+
+@given(
+    n=st.integers(1, 200), classes=st.integers(1, 6), share=st.floats(0, 0.9), most=st.floats(1, 9), seed=st.integers(0)
+)
+@settings(max_examples=60, deadline=None)
+def test_repeats_are_those_of_the_paper(n, classes, share, most, seed):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, classes)) < rng.random(classes) ** 3).astype(np.uint8)
+    found = repeats(labels, share, most)
+    assert found.shape == (n,) and found.dtype == np.float64
+    np.testing.assert_allclose(found, asked_of(labels, share, most), rtol=1e-12)
+
+
+def test_repeats_by_hand():
+    labels = np.zeros((100, 4), np.uint8)
+    labels[:, 0] = 1
+    labels[:4, 1] = 1
+    labels[3, 2] = 1  # a patch takes the most of its classes
+    labels[99] = 0
+    found = repeats(labels, 0.16, 3.5)
+    assert found.tolist() == [2.0, 2.0, 2.0, 3.5, *[1.0] * 96]
+    assert set(repeats(labels, 0.0, 8.0)) == {1.0}
+
+
+def often(seed: int, n: int) -> np.ndarray:
+    """Repeats of n patches, most of them 1."""
+    rng = np.random.default_rng(seed)
+    return np.where(rng.random(n) < 0.7, 1.0, rng.choice([1.25, 2.0, 3.3, 8.0], n))
+
+
+@given(n=st.integers(1, 300), seed=st.integers(0, 2**32), epoch=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_each_patch_comes_floor_or_ceil_of_its_repeats(n, seed, epoch):
+    wanted, numbers = often(seed, n), np.arange(n) * 3 + 7
+    count = drawn_count(wanted)
+    assert wanted.sum() - 1 - 1e-9 < count <= wanted.sum() + 1e-9
+    samples = epoch_samples(numbers, wanted, seed, epoch)
+    assert len(samples) == count and len(np.unique(samples)) == count  # the same patch, never the same sample
+    patches, times = np.unique(patch_of(samples), return_counts=True)
+    assert np.array_equal(patches, numbers)  # none is left out
+    scaled = 1 + (wanted - 1) * (count - n) / max((wanted - 1).sum(), 1e-9)
+    assert (np.floor(scaled - 1e-9) <= times).all() and (times <= np.ceil(scaled + 1e-9)).all()
+    before = [patch + 2**32 * np.arange(t) for patch, t in zip(patches, times, strict=True)]
+    assert np.array_equal(np.sort(samples), np.sort(np.concatenate(before)))
+
+
+def test_it_is_systematic_sampling():
+    """Points at equal distances over what is wanted beyond once, looked up one by one."""
+    wanted = often(1, 200)
+    ends = np.cumsum(wanted - 1)
+    extra = drawn_count(wanted) - 200
+    for epoch in range(20):
+        u = (int(order.key(3, epoch, order._OFTEN)) // 2**40 + 0.5) / 2**24
+        points = (np.arange(1, extra + 1) - u) * ends[-1] / extra
+        times = 1 + np.bincount(np.searchsorted(ends, points), minlength=200)
+        assert np.array_equal(np.bincount(patch_of(epoch_samples(np.arange(200), wanted, 3, epoch))), times)
+
+
+def test_over_epochs_each_patch_comes_as_often_as_is_wanted():
+    wanted, epochs = often(2, 400), 500
+    times = sum(np.bincount(patch_of(epoch_samples(np.arange(400), wanted, 5, e))) for e in range(epochs))
+    scale = (drawn_count(wanted) - 400) / (wanted - 1).sum()
+    assert 0.99 < scale <= 1
+    # the mean of 500 draws of floor or ceil has a deviation of 0.022 at most: within about four of them
+    np.testing.assert_allclose(times / epochs, 1 + (wanted - 1) * scale, atol=0.09)
+    assert (times[wanted == 1] == epochs).all()  # what is wanted once comes once
+
+
+def test_with_nothing_beyond_once_there_is_nothing_new():
+    numbers = np.arange(0, 50, 2)
+    for wanted in (None, np.ones(25), np.where(np.arange(25) == 3, 1.5, 1.0)):  # half a patch is none
+        assert np.array_equal(epoch_samples(numbers, wanted, 0, 4), numbers)
+
+
+def test_blocks_stay_long_reads_and_hold_no_patch_twice():
+    wanted = often(4, 4000)
+    patches = patch_of(epoch_samples(np.arange(4000), wanted, 1, 0))
+    assert np.array_equal(patches[:4000], np.arange(4000))
+    o = Order(drawn_count(wanted), 256, 1, block=16)
+    for step in range(o.steps):
+        batch = patches[o.global_batch(0, step)]
+        unique = len(np.unique(batch))
+        assert unique > len(batch) * 0.9
+    blocks = patches[: len(patches) // 16 * 16].reshape(-1, 16)
+    assert sum(len(np.unique(b)) < 16 for b in blocks) <= 8  # at most where one round ends and the next begins
+
+
+def test_repeated_samples_are_frozen():
+    wanted = np.array([1.0, 2.5, 1.0, 4.25, 1.5, 1.0])
+    found = [epoch_samples(np.arange(6), wanted, 7, e) for e in range(8)]
+    assert [patch_of(x)[6:].tolist() for x in found] == [
+        [1, 3, 1, 3, 3],
+        [1, 3, 1, 3, 3],
+        [1, 3, 1, 3, 3],
+        [1, 3, 4, 3, 3],
+        [1, 3, 1, 3, 3],
+        [1, 3, 4, 3, 3],
+        [1, 3, 4, 3, 3],
+        [1, 3, 1, 3, 3],
+    ]
+    assert (found[0] >> 32).tolist() == [0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3]
+    rare = repeats(np.arange(590_326)[:, None] % [2, 5003] == 0, 0.001, 8.0)
+    samples = epoch_samples(np.arange(590_326), rare, 42, 17)
+    assert len(samples) == 590_471 and samples[[590_326, 590_340, -1]].tolist() == [4294967296, 4295037338, 8590519943]

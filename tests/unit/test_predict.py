@@ -9,7 +9,7 @@ import pytest
 import rasterio
 import torch
 
-from jeoparda import predict, train
+from jeoparda import predict, targets, train
 from jeoparda.comm import Single
 from jeoparda.errors import RecipeError, SceneError
 from jeoparda.evaluate import infer, load
@@ -77,7 +77,7 @@ def test_the_map_says_what_evaluation_says_of_each_patch(maps, run_folder, tiny_
     chosen = np.sort(numbers[numbers >= 0])
     plan = Plan(Order(len(chosen), 4, 0, shuffle=False), chosen, 0, 1)
     feed = Feed(store, plan, FeedRecipe(kind="plain"), False, store.labels, store.statistics())
-    _, scores, _ = infer(trained.model, feed, torch.device("cpu"), Single())
+    _, scores, _ = infer(trained.model, feed, torch.device("cpu"), Single(), targets.build(store.info))
     out, line = maps
     with rasterio.open(out / line["probabilities_tif"]) as f:
         mapped = f.read()

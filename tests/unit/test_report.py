@@ -1,6 +1,7 @@
 """The report and the journal it reads, on a synthetic run: 12 epochs, 43 classes, 12 samples, 2 maps."""
 
 import base64
+import html
 import html.parser
 import json
 import math
@@ -16,7 +17,7 @@ import pytest
 
 from jeoparda.errors import JeopardaError
 from jeoparda.journal import Journal, JournalError, provenance, read
-from jeoparda.nomenclature import CLC_BY_NAME, nomenclature
+from jeoparda.nomenclature import CLC_BY_NAME, LEVEL_1, LEVEL_2, coarser, nomenclature
 from jeoparda.report import ReportError, ReportRecipe, run
 
 pytest.importorskip("matplotlib", reason="pip install 'jeoparda[report]'")
@@ -119,16 +120,33 @@ def write_run(folder: Path, epochs: int = 12, ranks: int = 4) -> Path:
     return folder
 
 
-def class_figures(rng: np.random.Generator) -> list[dict]:
+def class_figures(rng: np.random.Generator, patches: int = 1000) -> list[dict]:
     out = []
-    for name, color in zip(CLASSES.classes, CLASSES.colors, strict=True):
-        support = CLC_BY_NAME[name].patches * 1000 // 590_326
+    level2, _, up = coarser(CLASSES.classes, "corine-2")
+    for c, (name, color) in enumerate(zip(CLASSES.classes, CLASSES.colors, strict=True)):
+        support = CLC_BY_NAME[name].patches * patches // 590_326
         skill = 0.45 + 0.12 * math.log10(support + 1) + rng.uniform(0, 0.12) if support > 1 else 0.0
         skill = min(skill, 0.96)
-        row = {"name": name, "color": list(color), "support": support, "predicted": round(support * skill)}
+        tp, predicted = round(support * skill * 0.94), round(support * skill)
+        cells = {"tp": tp, "fp": predicted - tp, "fn": support - tp, "tn": patches - support - predicted + tp}
+        row = {"name": name, "color": list(color), "support": support, "predicted": predicted}
         row |= {"precision": skill, "recall": skill * 0.94, "f1": skill * 0.97, "ap": skill * 0.98}
+        row |= cells | {"parent": level2[up[c].argmax()], "threshold": round(0.25 + 0.01 * c, 3)}
         out.append(row | ({"ap": float("nan")} if not support else {}))
     return out
+
+
+def level_figures(to: str, finer: tuple[str, ...]) -> dict:
+    """Sums that are plausible, no more: a coarser class is at least as frequent as its most frequent member."""
+    names, colors, _ = coarser(finer, to)
+    above, _, up = coarser(names, "corine-1") if to == "corine-2" else ((), (), np.zeros((len(names), 1)))
+    rows = [
+        {"name": n, "color": list(k), "parent": above[up[i].argmax()] if above else None, "support": 400 - i,
+         "predicted": 280 - i, "tp": 250 - i, "fp": 30, "fn": 50, "tn": 670, "threshold": None,
+         "precision": 0.89 - 0.01 * i, "recall": 0.83, "f1": 0.86 - 0.01 * i, "ap": 0.9}
+        for i, (n, k) in enumerate(zip(names, colors, strict=True))
+    ]  # fmt: skip
+    return {"micro": {"f1": 0.9}, "macro": {"f1": 0.8}, "samples_average": {"f1": 0.9}, "map": 0.9, "classes": rows}
 
 
 def samples(rng: np.random.Generator, count: int) -> list[dict]:
@@ -160,8 +178,13 @@ def write_evaluation(folder: Path) -> dict:
         "threshold": 0.5,
         "micro": {"f1": 0.8712, "precision": 0.8801, "recall": 0.8625},
         "macro": {"f1": 0.6310, "precision": 0.6607, "recall": 0.6054},
+        "samples_average": {"f1": 0.8123, "precision": 0.8311, "recall": 0.8002},
         "map": 0.7123,
+        "task": "multi-label",
+        "thresholds": "fixed",
+        "left_out": 0,
         "classes": class_figures(rng),
+        "levels": {"2": level_figures("corine-2", CLASSES.classes), "1": level_figures("corine-1", CLASSES.classes)},
         "samples": samples(rng, 12),
     }
     (folder / "evaluation.json").write_text(json.dumps(found))
@@ -301,10 +324,112 @@ def test_run_without_an_epoch_says_so(tmp_path):
 
 def test_classes_are_all_there_by_support(whole):
     page = page_of(whole)
-    rows = re.findall(r'role="rowheader".*?<span>([^<]+)<', page, re.S)
+    table = page[page.index('<table class="classes"') :].partition("</table>")[0]
+    rows = re.findall(r'role="rowheader".*?<span>([^<]+)<', table, re.S)
     expected = sorted(class_figures(np.random.default_rng(2)), key=lambda c: (-c["support"], c["name"]))
     assert [re.sub("&amp;", "&", r) for r in rows] == [c["name"] for c in expected]
     assert "no patch" in page and ">rare<" in page  # nothing is hidden for being small
+
+
+def body(page: str, start: str) -> list[list[str]]:
+    """The cells of a table's body, tags left out. start: of the table's own tag, or of something before it."""
+    table = page[page.index(start) :].partition("</table>")[0].partition("<tbody")[2]
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr.*?</tr>", table, re.S)]
+    return [[html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in rows]
+
+
+def test_levels_stand_above_their_members(whole):
+    """Every class once, beneath the class of the level above that CORINE puts it in."""
+    page = page_of(whole)
+    rows, depths = body(page, '<table class="classes levels"'), re.findall(r'class="depth(\d)', page)
+    assert len(rows) == len(depths) == 5 + 15 + 43
+    at, seen = ["", "", ""], set()
+    for (name, support, precision, *_), depth in zip(rows, map(int, depths), strict=True):
+        bare = re.sub("(no patch|rare)$", "", name)
+        at[depth] = bare
+        if depth == 2:
+            code = CLC_BY_NAME[bare].code
+            assert (at[0], at[1]) == (LEVEL_1[code // 100], LEVEL_2[code // 10])
+            seen.add(bare)
+        if depth == 0:
+            assert (support, precision) == (
+                str(400 - [*LEVEL_1.values()].index(bare)),
+                f"{0.89 - 0.01 * [*LEVEL_1.values()].index(bare):.3f}",
+            )
+    assert seen == set(CLASSES.classes)
+
+
+def test_counts_and_thresholds_of_each_class(tmp_path):
+    folder = write_run(tmp_path / "run", epochs=2)
+    found = write_evaluation(folder) | {"thresholds": "per-class", "left_out": 7}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    page = page_of(ReportRecipe(run=folder))
+    rows = body(page, 'id="confusion"')
+    ordered = sorted(found["classes"], key=lambda c: (-c["support"], c["name"]))
+    assert rows == [
+        [c["name"], *(f"{c[k]:,}".replace(",", "\u202f") for k in ("tp", "fn", "fp", "tn")), f"{c['threshold']:.3f}"]
+        for c in ordered
+    ]
+    text = Reader(page).text
+    assert "from its own threshold on, tuned on the validation split" in text and "thresholds of each class" in text
+    assert "7 patches of the split with none of these classes left out" in text
+
+
+def single(folder: Path, classes: int, seed: int = 4) -> dict:
+    """An evaluation of chips with one class each."""
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, classes, 600)
+    said = np.where(rng.random(600) < 0.8, true, rng.integers(0, classes, 600))
+    confusion = np.zeros((classes, classes), int)
+    np.add.at(confusion, (true, said), 1)
+    found = write_evaluation(folder) | {"task": "single-label", "confusion": confusion.tolist(), "levels": {}}
+    rows = zip(found["classes"][:classes], confusion.sum(1), confusion.sum(0), confusion.diagonal(), strict=True)
+    found["classes"] = [
+        c | {"support": int(a), "predicted": int(b), "tp": int(tp), "fp": int(b - tp), "fn": int(a - tp),
+             "tn": int(600 - a - b + tp), "parent": None, "threshold": None}
+        for c, a, b, tp in rows
+    ]  # fmt: skip
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    return found
+
+
+@pytest.mark.parametrize("classes", [3, 43])
+def test_single_label_confusion_is_a_table(tmp_path, classes):
+    folder = write_run(tmp_path / "run", epochs=2)
+    found = single(folder, classes)
+    page = page_of(ReportRecipe(run=folder))
+    rows = body(page, '<table class="fit matrix"')
+    names = [c["name"] for c in found["classes"]]
+    assert [r[0] for r in rows] == [f"{i}{n}" for i, n in enumerate(names, 1)]
+    assert [[0 if v == "·" else int(v) for v in r[1:]] for r in rows] == found["confusion"]
+    matrix = np.array(found["confusion"])
+    np.fill_diagonal(matrix, 0)
+    i, j = np.unravel_index(matrix.argmax(), matrix.shape)
+    text = Reader(page).text
+    assert f"{names[i]} taken for {names[j]} ({matrix.max()})" in text or (matrix == matrix.max()).sum() > 1
+    assert "accuracy" in text and "By CORINE level" not in text and "threshold 0.5" not in text
+
+
+def test_an_evaluation_of_an_older_version_is_shown_without_what_it_lacks(tmp_path):
+    folder = write_run(tmp_path / "run", epochs=2)
+    found = write_evaluation(folder)
+    for key in ("samples_average", "levels", "task", "thresholds", "left_out"):
+        del found[key]
+    for c in found["classes"]:
+        for key in ("tp", "fp", "fn", "tn", "threshold", "parent"):
+            del c[key]
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    reader = Reader(page_of(ReportRecipe(run=folder)))
+    assert reader.open == [] and "0.871" in reader.text
+    assert "By CORINE level" not in reader.text and "Confusion" not in reader.text and "samples" not in reader.text
+
+
+def test_a_confusion_that_does_not_fit_its_classes_is_damage(tmp_path):
+    folder = write_run(tmp_path / "run", epochs=1)
+    found = single(folder, 3) | {"confusion": [[1, 2], [3, 4]]}
+    (folder / "evaluation.json").write_text(json.dumps(found))
+    with pytest.raises(ReportError, match=r"the confusion of 3 classes has rows of \[2, 2\]"):
+        run(ReportRecipe(run=folder))
 
 
 def test_truth_and_prediction_are_told_apart_in_words(whole):
@@ -462,8 +587,10 @@ def test_provenance_tells_versions_and_no_environment(monkeypatch):
     assert "hush-hush" not in json.dumps(about)
 
 
-if __name__ == "__main__":  # python tests/unit/test_report.py FOLDER: the page, to look at
+if __name__ == "__main__":  # python tests/unit/test_report.py FOLDER: pages, to look at
     at = Path(sys.argv[1])
     write_run(at / "forest-r18")
     write_evaluation(at / "forest-r18")
     print(run(ReportRecipe(run=at / "forest-r18", maps=[write_maps(at / "maps")])))
+    single(write_run(at / "chips"), 12)
+    print(run(ReportRecipe(run=at / "chips")))

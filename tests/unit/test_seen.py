@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jeoparda import targets
 from jeoparda.cli import main
 from jeoparda.errors import DiskError, StoreError
 from jeoparda.feed.seen import SeenWriter, faults, prove, store_of, table
 from jeoparda.journal import Journal, JournalError
-from jeoparda.order import Order
+from jeoparda.order import Order, drawn_count, epoch_samples, patch_of, repeats
 from jeoparda.store import Store
 
 
@@ -39,18 +40,28 @@ RECIPE = {"seed": 5, "batch": 8, "feed": {"block": 2}}
 STARTS = [(4, (0, 0), (0, 6)), (2, (0, 4), (0, 6)), (3, (0, 5), (2, 7))]  # ranks, first step, one past the last done
 
 
-def write(run: Path, starts=STARTS, order: Order = ORDER, numbers: np.ndarray | None = None, **about) -> Path:
-    """The journals of a run that was started so often; each start undid what the one before had done beyond it."""
+def write(
+    run: Path,
+    starts=STARTS,
+    order: Order = ORDER,
+    numbers: np.ndarray | None = None,
+    often: np.ndarray | None = None,
+    **about,
+) -> Path:
+    """The journals of a run that was started so often; each start undid what the one before had done beyond it. often:
+    how often an epoch draws each of the patches."""
     numbers = Split().split("train") if numbers is None else numbers
     journal = Journal(run / "journal.jsonl")
     for n, (ranks, begin, end) in enumerate(starts, start=1):
         about = {"recipe": RECIPE} | about
-        journal.append("start" if n == 1 else "resume", epoch=begin[0], step=begin[1], ranks=ranks, **about)
+        step = begin[1] // order.parts  # of the optimizer
+        journal.append("start" if n == 1 else "resume", epoch=begin[0], step=step, ranks=ranks, **about)
         for rank in range(ranks):
             writer = SeenWriter(run, n, rank, ranks)
             for at in range(begin[0] * order.steps + begin[1], end[0] * order.steps + end[1]):
                 epoch, step = divmod(at, order.steps)
-                writer.write(epoch, step, numbers[order.rank_batch(epoch, step, rank, ranks)].tolist())
+                samples = epoch_samples(numbers, often, order.seed, epoch)
+                writer.write(epoch, step, patch_of(samples[order.rank_batch(epoch, step, rank, ranks)]).tolist())
             writer.sync()
             writer.close()
     return run
@@ -79,8 +90,9 @@ def test_a_run_that_crashed_and_went_on_with_other_ranks_is_exact(tmp_path):
     ]
     assert told(tmp_path) == []
     head, first, *_ = table(found).splitlines()
-    assert dict(zip(head.replace("wrong steps", "wrong").split(), first.split(), strict=True)) == {
-        "epoch": "1", "samples": "50", "seen": "50", "missing": "0", "twice": "0", "foreign": "0", "wrong": "0",
+    head = head.replace("too often", "often").replace("wrong steps", "wrong")
+    assert dict(zip(head.split(), first.split(), strict=True)) == {
+        "epoch": "1", "samples": "50", "seen": "50", "missing": "0", "often": "0", "foreign": "0", "wrong": "0",
         "steps": "7/7", "starts": "1,2,3", "ranks": "4,2,3",
     }  # fmt: skip
 
@@ -131,14 +143,14 @@ def test_each_kind_of_fault_is_named(tmp_path):
     change(run, 0, at(1, 0, 0), lambda x: x | {"numbers": [int(steps[3][0]), *x["numbers"][1:]]})
     assert told(run) == [
         f"epoch 1: missing: patch_{steps[0][0]}",
-        f"epoch 1: seen twice or more: patch_{steps[3][0]}",
+        f"epoch 1: seen too often: patch_{steps[3][0]}",
         "epoch 1: not the patches that seed and order ask for: steps 1",
     ]
 
     run = write(tmp_path / "written twice")
     path = run / "seen" / "rank-002.jsonl"
     path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
-    assert "seen twice or more" in told(run)[0] and told(run)[0].startswith("epoch 3")
+    assert "seen too often" in told(run)[0] and told(run)[0].startswith("epoch 3")
 
     run = write(tmp_path / "foreign")
     change(run, 0, at(3, 1, 0), lambda x: x | {"numbers": [1, 999, *x["numbers"][2:]]})
@@ -175,7 +187,7 @@ def prove_line(run: Path, rank: int, step: int) -> dict:
 )
 def test_a_wrong_shuffle_is_found_though_each_patch_comes_once(tmp_path, wrong):
     first = prove(write(tmp_path, order=wrong), Split())[0]
-    assert first.seen == 50 and not len(first.missing) and not len(first.twice)
+    assert first.seen == 50 and not len(first.missing) and not len(first.too_often)
     assert len(first.wrong) >= 6 and not first.exact
 
 
@@ -276,6 +288,90 @@ def test_a_full_disk_is_an_error_in_words_and_leaves_whole_lines(tmp_path, monke
     assert (tmp_path / "seen" / "rank-000.jsonl").read_text().count("\n") == 1
 
 
+# ---- accumulated gradients, rare classes, patches that training leaves out
+
+
+PARTS = Order(50, 8, 5, block=2, unit=2, parts=3)  # seven steps of three parts
+IN_PARTS = [(4, (0, 0), (0, 15)), (2, (0, 12), (0, 20)), (3, (0, 18), (2, 0))]
+
+
+def test_parts_of_steps_are_proven(tmp_path):
+    run = write(tmp_path / "run", IN_PARTS, PARTS, recipe=RECIPE | {"accumulate": 3})
+    found = prove(run, Split())
+    assert [(e.exact, e.steps, e.of, e.seen) for e in found] == [(True, 21, 21, 50)] * 2
+    assert [e.starts for e in found] == [(1, 2, 3), (3,)]
+    change(run, 0, at(3, 1, 20), lambda _: None)
+    assert [e.exact for e in prove(run, Split())] == [True, False]
+    run = write(tmp_path / "other", IN_PARTS, PARTS, recipe=RECIPE | {"accumulate": 2})
+    assert not any(e.exact for e in prove(run, Split()))  # each patch once, and yet in other parts
+
+
+def test_patches_that_training_left_out_are_not_asked_for(tmp_path):
+    numbers = Split().split("train")
+    kept = np.delete(numbers, [0, 17])
+    order, starts = Order(48, 8, 5, block=2, unit=2), [(2, (0, 0), (1, 0))]
+    left_out = [int(numbers[0]), int(numbers[17]), 100]  # 100 is of another split
+    (found,) = prove(write(tmp_path / "run", starts, order, kept, left_out=left_out), Split())
+    assert (found.exact, found.samples, found.seen) == (True, 48, 48)
+    assert not prove(write(tmp_path / "silent", starts, order, kept), Split())[0].exact
+    run = write(tmp_path / "seen", starts, order, kept, left_out=left_out)
+    change(run, 0, at(1, 0, 0), lambda x: x | {"numbers": [left_out[1], *x["numbers"][1:]]})
+    assert "epoch 1: not of the split: patch_51" in told(run)
+
+
+SHARE = {"share": 0.8, "most": 4.0}
+DRAWN = RECIPE | {"accumulate": 2, "oversample": SHARE, "labels": "store", "task": "auto", "control": "none"}
+
+
+def oversampled(run: Path, store: Store, labels: str) -> tuple[Path, np.ndarray, Order]:
+    """A run's folder, how often each patch of the training split is drawn, and the order."""
+    numbers = store.split("train")
+    often = repeats(targets.build(store.info, labels, "auto").of(store.labels)[numbers], **SHARE)
+    order = Order(drawn_count(often), 8, 5, block=2, unit=2, parts=2)
+    starts = [(2, (0, 0), (0, 5)), (3, (0, 4), (2, 0))]
+    return write(run, starts, order, numbers, often, recipe=DRAWN | {"labels": labels}), often, order
+
+
+@pytest.mark.parametrize("labels", ["store", "bigearthnet-19"])
+def test_rare_patches_are_proven_to_come_as_often_as_is_asked(tiny_store, tmp_path, labels):
+    store = Store(tiny_store)
+    run, often, order = oversampled(tmp_path, store, labels)
+    n = len(often)
+    assert order.count > n and often.max() < 4  # it would show, if nothing came twice
+    found = prove(run, store)
+    assert [(e.exact, e.samples, e.seen, e.of) for e in found] == [(True, n, n, order.steps)] * 2
+    assert list(faults(found, store)) == []
+
+
+def test_rare_patches_that_come_too_seldom_or_too_often_are_named(tiny_store, tmp_path):
+    store = Store(tiny_store)
+    run, often, order = oversampled(tmp_path, store, "store")
+    samples = epoch_samples(store.split("train"), often, 5, 1)
+    patches, times = np.unique(patch_of(samples), return_counts=True)
+    shares = {(s, r): samples[order.rank_batch(1, s, r, 3)] for s in range(order.steps) for r in range(3)}
+    (step, rank), share = next((place, x) for place, x in shares.items() if (x >= 2**32).any())
+    lost = int(patch_of(share[share >= 2**32][0]))  # comes twice at least, and once less after this
+    more = int(patches[(times > 1) & (patches != lost)][0])
+    had = patch_of(share).tolist()
+    had[had.index(lost)] = more
+    change(run, rank, at(2, 1, step), lambda x: x | {"numbers": had})
+    first, second = prove(run, store)
+    assert first.exact and not second.exact
+    assert (second.missing.tolist(), second.too_often.tolist(), second.foreign.tolist()) == ([lost], [more], [])
+    ids = store.column("id")
+    assert list(faults([second], store)) == [
+        f"epoch 2: missing: {ids[lost]}",
+        f"epoch 2: seen too often: {ids[more]}",
+        f"epoch 2: not the patches that seed and order ask for: steps {step + 1}",
+    ]
+
+
+def test_what_a_control_oversampled_is_not_proven(tiny_store, tmp_path):
+    run = write(tmp_path, recipe=DRAWN | {"control": "shuffled-labels"})
+    with pytest.raises(JournalError, match=r"control = shuffled-labels had dealt out.*take control = none or"):
+        prove(run, Store(tiny_store))
+
+
 def called(*words: object):
     return CliRunner().invoke(main, ["seen", *map(str, words)])
 
@@ -289,14 +385,14 @@ def test_the_command(tiny_store, tmp_path):
     run = write(tmp_path / "run", starts, order, numbers, **about)
     done = called(run)
     assert done.exit_code == 0, done.output
-    assert f"2 epochs saw each of {len(numbers)} patches exactly once" in done.output
+    assert f"2 epochs saw each of {len(numbers)} patches as often as asked for" in done.output
     assert called(run, "--epoch", 2, "--store", tiny_store).exit_code == 0
     change(run, 0, at(2, 1, 0), lambda x: x | {"numbers": x["numbers"][1:]})
     assert called(run, "--epoch", 1).exit_code == 0
     done = called(run)
     gone = str(store.column("id")[numbers[order.global_batch(1, 0)[0]]])
     assert done.exit_code == 1 and f"epoch 2: missing: {gone}\n" in done.output
-    assert "not proven: 1 of 2 epochs" in done.output and "exactly once" not in done.output
+    assert "not proven: 1 of 2 epochs" in done.output and "as often as asked for" not in done.output
 
 
 def test_another_store_is_refused(tiny_store, tmp_path):

@@ -27,10 +27,13 @@ from jeoparda.losses import Loss, LossRecipe
 from jeoparda.models import ModelRecipe, build
 from jeoparda.optimizers import OptimizerRecipe
 from jeoparda.order import Order
+from jeoparda.ranks import utilisation
 from jeoparda.schedule import ScheduleRecipe, factor
 from jeoparda.signals import StopRequest
 from jeoparda.store import Store
-from jeoparda.train import CheckpointRecipe, TrainRecipe
+from jeoparda.targets import Kind
+from jeoparda.train import CheckpointRecipe, OversampleRecipe, TrainRecipe
+from jeoparda.train.prepare import shuffled_labels
 from tests.archive import make_archive
 
 pytestmark = pytest.mark.usefixtures("keep_signals")
@@ -67,8 +70,8 @@ def act_at(monkeypatch, calls: tuple[int, ...], act: Callable[[], None]) -> None
     those of validation are not counted)."""
     seen, original = [0], losses.build
 
-    def build(r: LossRecipe, weight: torch.Tensor | None) -> Loss:
-        loss = original(r, weight)
+    def build(r: LossRecipe, weight: torch.Tensor | None, task: Kind) -> Loss:
+        loss = original(r, weight, task)
 
         def counting(logits, labels):
             seen[0] += 1
@@ -105,7 +108,7 @@ def test_a_run_leaves_what_is_promised(undisturbed, tiny_store):
     assert start["classes"] == list(store.info.classes) and start["bands"] == list(store.info.bands)
     assert start["recipe"]["batch"] == 5 and start["store_digest"] == store.digest
     for e in events[1:3]:
-        assert set(e["val"]) == {"loss", "micro_f1", "macro_f1", "micro_recall", "macro_recall", "map"}
+        assert set(e["val"]) == {"loss", "micro_f1", "macro_f1", "samples_f1", "micro_recall", "macro_recall", "map"}
         assert e["images_per_s"] > 0 and len(e["images_per_s_per_rank"]) == len(e["wait_s"]) == 1
         assert sum(e["split_s"].values()) <= e["seconds"] * 1.01
         assert 0 < e["utilisation"] <= 1 and e["utilisation_per_rank"] == [e["utilisation"]]
@@ -270,7 +273,7 @@ def test_what_cannot_work_is_refused_before_work(tiny_store, tmp_path, monkeypat
 def test_shuffled_labels_are_the_same_labels_on_other_patches(tiny_store):
     store = Store(tiny_store)
     numbers = store.split("train")
-    dealt = train._shuffled(store, numbers, 0)
+    dealt = shuffled_labels(store.labels, numbers, 0)
     assert dealt[numbers].sum(0).tolist() == store.labels[numbers].sum(0).tolist()
     assert sorted(map(bytes, dealt[numbers])) == sorted(map(bytes, store.labels[numbers]))  # whole rows, not cells
     assert (dealt[numbers] != store.labels[numbers]).any(1).mean() > 0.4
@@ -312,7 +315,7 @@ def test_one_step_is_the_reference_step(tiny_store, tmp_path):
     )
     (batch,) = list(feed)
     torch.manual_seed(0)
-    model = build(r.model, 12, 43).double().train()
+    model = build(r.model, store.info.layout, 43).double().train()
     start = {k: v.clone() for k, v in model.named_parameters()}
     p = model(batch["image"].double()).sigmoid()
     y = batch["labels"].double()
@@ -358,9 +361,9 @@ def test_without_being_asked_no_journal_of_patches_is_written(undisturbed):
 
 
 def test_utilisation_is_computing_over_running_time():
-    assert train.utilisation(10.0, 4.0, 1.0) == pytest.approx(1 - 3 / 9)  # the first wait is in neither
-    assert train.utilisation(10.0, 1.0, 1.0) == 1
-    assert np.isnan(train.utilisation(1.0, 0.0, 1.0))
+    assert utilisation(10.0, 4.0, 1.0) == pytest.approx(1 - 3 / 9)  # the first wait is in neither
+    assert utilisation(10.0, 1.0, 1.0) == 1
+    assert np.isnan(utilisation(1.0, 0.0, 1.0))
 
 
 def test_a_slow_feed_shows_in_wait_and_utilisation(tiny_store, tmp_path, monkeypatch):
@@ -529,3 +532,149 @@ def test_other_losses_learn_too(tiny_store, tmp_path, kind):
     train.run(r, Single())
     found = [e["loss"] for e in epochs(r.run)]
     assert found[-1] < 0.8 * found[0], found
+
+
+def small(store: Path, run: Path, **more) -> TrainRecipe:
+    """Two epochs of the quickest network, whose steps are the same by any arithmetic."""
+    quick = {"model": ModelRecipe(name="shallow", width=16), "ema": 0.0, "feed": still_feed()}
+    return recipe(store, run, **quick | {"optimizer": OptimizerRecipe(kind="sgd", lr=0.01)} | more)
+
+
+def still_feed(**more) -> FeedRecipe:
+    return FeedRecipe(kind="plain", augment=AugmentRecipe(flips=False), **more)
+
+
+def test_parts_of_a_step_add_up_to_it(tiny_store, tmp_path, apart):
+    """Without BatchNorm, which sees a part at a time, three parts make the step that one makes."""
+    more = {"precision": "float64", "batch": 7, "norm": "frozen"}
+    for parts in (1, 3):
+        train.run(small(tiny_store, tmp_path / str(parts), accumulate=parts, **more), Single())
+    assert apart(tmp_path / "1", tmp_path / "3") < 1e-12
+    assert epochs(tmp_path / "1")[-1]["step"] == epochs(tmp_path / "3")[-1]["step"]
+
+
+def test_stopped_between_steps_of_several_parts(tiny_store, tmp_path, monkeypatch, apart):
+    train.run(recipe(tiny_store, tmp_path / "whole", accumulate=2), Single())
+    with monkeypatch.context() as m:
+        stop_at(m, 3)
+        with pytest.raises(Stopped):
+            train.run(recipe(tiny_store, tmp_path / "run", accumulate=2), Single())
+    train.run(recipe(tiny_store, tmp_path / "run", accumulate=2), Single())
+    assert apart(tmp_path / "run", tmp_path / "whole") == 0
+    assert epochs(tmp_path / "run") == epochs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_is_near_float32_and_resumes_exactly(tiny_store, tmp_path, monkeypatch, apart, precision):
+    def of(name: str, **more) -> TrainRecipe:
+        return small(tiny_store, tmp_path / name, **more)
+
+    train.run(of("float32"), Single())
+    train.run(of("low", precision=precision), Single())
+    with monkeypatch.context() as m:
+        stop_at(m, 2)
+        with pytest.raises(Stopped):
+            train.run(of("resumed", precision=precision), Single())
+    train.run(of("resumed", precision=precision), Single())
+    assert apart(tmp_path / "resumed", tmp_path / "low") == 0
+    assert 0 < apart(tmp_path / "low", tmp_path / "float32") < 0.01
+    state = checkpoint.load(tmp_path / "low" / "checkpoints" / "best.pt")
+    assert all(w.dtype == torch.float32 for w in state["model"].values() if w.is_floating_point())
+    assert bool(state["scaler"]) == (precision == "float16")
+
+
+def test_float16_passes_over_a_step_that_overflows(tiny_store, tmp_path, monkeypatch):
+    """The loss scale of 65,536 is halved until gradients are finite, and no weight becomes infinite."""
+    r = small(tiny_store, tmp_path / "run", precision="float16", epochs=1, loss=LossRecipe())
+    original = losses.build
+    monkeypatch.setattr(losses, "build", lambda *given: lambda x, y: original(*given)(x, y) * 1e4)
+    train.run(r, Single())
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert state["scaler"]["scale"] < 65536
+    assert all(torch.isfinite(w).all() for w in state["model"].values())
+
+
+def test_compiled_it_takes_the_same_steps(tiny_store, tmp_path, apart):
+    for mode in ("none", "default"):
+        train.run(small(tiny_store, tmp_path / mode, compile=mode, precision="float64", epochs=1), Single())
+    assert apart(tmp_path / "none", tmp_path / "default") < 1e-10
+    evaluate.run(
+        EvaluateRecipe(run=tmp_path / "default", store=tiny_store), Single()
+    )  # its names are the network's own
+
+
+def test_the_rate_grows_with_the_batch(tiny_store, tmp_path, apart):
+    schedule = ScheduleRecipe(kind="constant", warmup=0)
+    for name, sgd in (("lr", {"lr": 0.01}), ("scaled", {"lr": 0.004, "lr_batch": 2})):
+        optimizer = OptimizerRecipe(kind="sgd", **sgd)
+        train.run(small(tiny_store, tmp_path / name, batch=5, optimizer=optimizer, schedule=schedule), Single())
+    assert apart(tmp_path / "lr", tmp_path / "scaled") == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"subset": 0.5},
+        {"oversample": OversampleRecipe(share=0.6)},
+        {"labels": "bigearthnet-19", "oversample": OversampleRecipe(share=0.9, most=3), "accumulate": 2},
+    ],
+)
+def test_what_was_drawn_is_proven_too(tiny_store, tmp_path, monkeypatch, more):
+    r = small(tiny_store, tmp_path / "run", batch=6, feed=still_feed(journal=True), **more)
+    with monkeypatch.context() as m:
+        stop_at(m, 3)
+        with pytest.raises(Stopped):
+            train.run(r, Single())
+    train.run(r, Single())
+    found = prove(tmp_path / "run", Store(tiny_store))
+    assert [e.exact for e in found] == [True, True]
+    start = journal.read(tmp_path / "run" / "journal.jsonl")[0]
+    assert found[0].samples == start["train_patches"]
+    whole = len(Store(tiny_store).split("train"))
+    if "subset" in more:
+        assert start["train_patches"] == start["drawn_patches"] == round(whole / 2)
+    else:
+        left_out = np.intersect1d(start["left_out"], Store(tiny_store).split("train"))
+        assert start["drawn_patches"] > start["train_patches"] == whole - len(left_out)
+
+
+def test_coarser_classes_are_learnt_and_judged(tiny_store, tmp_path):
+    run = train.run(small(tiny_store, tmp_path / "run", labels="corine-1"), Single())
+    found = evaluate.run(EvaluateRecipe(run=run, store=tiny_store, split="all"), Single())
+    assert [c["name"] for c in found["classes"]][:2] == ["Artificial surfaces", "Agricultural areas"]
+    assert checkpoint.load(run / "checkpoints" / "best.pt")["model"]["fc.weight"].shape[0] == 5
+
+
+def test_thresholds_are_of_the_validation_split_and_used_after(tiny_store, tmp_path):
+    run = train.run(small(tiny_store, tmp_path / "run", thresholds="per-class"), Single())
+    state = checkpoint.load(run / "checkpoints" / "best.pt")
+    plain = train.run(small(tiny_store, tmp_path / "plain"), Single())
+    assert epochs(run) == epochs(plain)  # validation is told at the one threshold, for these are fitted to it
+    found = evaluate.run(EvaluateRecipe(run=run, store=tiny_store, split="test"), Single())
+    assert [c["threshold"] for c in found["classes"]] == state["thresholds"] != [0.5] * 43
+    with pytest.raises(RecipeError, match="were tuned on these validation patches"):
+        evaluate.run(EvaluateRecipe(run=run, store=tiny_store, split="val"), Single())
+
+
+def test_tensorboard_has_each_epoch_once(undisturbed, tiny_store, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with monkeypatch.context() as m:
+        stop_at(m, 6)
+        with pytest.raises(Stopped):
+            train.run(recipe(tiny_store, tmp_path / "run"), Single())
+    train.run(recipe(tiny_store, tmp_path / "run"), Single())
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = [e for e in journal.read(tmp_path / "run" / "journal.jsonl") if e["event"] == "epoch"]
+    assert [e.step for e in events.Scalars("loss")] == [e["step"] for e in lines]
+    assert [e.value for e in events.Scalars("val/micro_f1")] == pytest.approx([e["val"]["micro_f1"] for e in lines])
+
+
+def test_published_weights_are_where_it_begins(undisturbed, tiny_store, tmp_path):
+    """Its own last weights, fine-tuned at a rate of almost nothing, are still the weights."""
+    best = undisturbed / "checkpoints" / "best.pt"
+    model = ModelRecipe(width=16, dropout=0.2, weights=best)
+    still = OptimizerRecipe(kind="sgd", lr=1e-12)
+    run = train.run(recipe(tiny_store, tmp_path / "run", model=model, optimizer=still, ema=0.0, epochs=1), Single())
+    before, after = (checkpoint.load(r / "checkpoints" / "best.pt") for r in (undisturbed, run))
+    assert (before["average"]["fc.weight"] - after["model"]["fc.weight"]).abs().max() < 1e-9

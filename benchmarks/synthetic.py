@@ -1,0 +1,32 @@
+"""The synthetic archive that networks are trained on, as a store. Made once, and kept in benchmarks/work."""
+
+import shutil
+from pathlib import Path
+
+from jeoparda.errors import StoreError
+from jeoparda.stages import call
+from jeoparda.store import StoreInfo
+
+WORK = Path(__file__).with_name("work")
+RECIPES = Path(__file__).with_name("recipes")
+PATCHES = 10_000
+
+
+def store(patches: int = PATCHES, prefix: str = "") -> Path:
+    """A store of so many patches. prefix: of the names of its folders in benchmarks/work."""
+    archive, folder = WORK / f"{prefix}archive", WORK / f"{prefix}store"
+    if not whole(folder):
+        call("synth", RECIPES / "synth.yaml", [f"out={archive}", f"patches={patches}"])
+        call("ingest", RECIPES / "ingest.yaml", [f"archive={archive}", f"store={folder}"])
+    return folder
+
+
+def whole(folder: Path) -> bool:
+    """Whether it is a store of this version. One of another is deleted, an unfinished one is for ingest to go on with."""
+    try:
+        StoreInfo.read(folder)
+        return True
+    except StoreError:
+        if (folder / "store.json").exists():
+            shutil.rmtree(folder)
+        return False

@@ -1,0 +1,68 @@
+"""What the loop costs over a step that is written by hand."""
+
+import copy
+import statistics
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.feed import stores
+from benchmarks.train.loop import epoch, share, training
+from jeoparda.comm import Single
+from jeoparda.train.state import Training
+
+PATCHES, VAL = 512, 16
+
+
+def overhead(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
+    """Both in turn, `steps` steps each, in an order that turns about, after a round that does not count.
+
+    value: the median over the rounds of the loop's time over the bare steps'.
+    """
+    keys = {
+        "store": str(stores.native(PATCHES + VAL, VAL)),
+        "subset": share(steps, batch, PATCHES),
+        "batch": batch,
+        "model": {"name": "resnet18", "width": width},
+        "feed": {"kind": "synthetic"},
+    }
+    with training(Single(), **keys) as (t, _):
+        bare, turns = Bare(t), []
+        for i in range(rounds + 1):
+            if i % 2:
+                turns.append((epoch(t)[1], bare.turn()))
+            else:
+                turns.append((bare.turn(), epoch(t)[1])[::-1])
+    ratios = [ours / theirs for ours, theirs in turns[1:]]
+    loop_s, bare_s = (statistics.median(column) / t.steps for column in zip(*turns[1:], strict=True))
+    return {
+        "value": statistics.median(ratios),
+        "ratios": ratios,
+        "step_s": loop_s,
+        "bare_step_s": bare_s,
+        "batch": batch,
+        "split_s": dict(t.clock.spent_s),
+    }
+
+
+class Bare:
+    """The same network, and the batches that the loop gets, laid out already as it lays them out."""
+
+    def __init__(self, t: Training) -> None:
+        self.model = copy.deepcopy(t.model).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=t.r.optimizer.lr)
+        self.batches = [
+            (b["image"].to(memory_format=torch.channels_last, copy=True), b["labels"].clone()) for b in t.feed
+        ]
+
+    def turn(self) -> float:
+        """Seconds of a step for each batch."""
+        start = time.perf_counter()
+        for image, labels in self.batches:
+            self.optimizer.zero_grad()
+            loss = F.binary_cross_entropy_with_logits(self.model(image), labels)
+            loss.backward()
+            self.optimizer.step()
+        return time.perf_counter() - start

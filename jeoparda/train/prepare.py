@@ -1,0 +1,139 @@
+"""From a recipe to a training that can begin, or go on."""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from jeoparda import board, losses, meter, optimizers, schedule, targets
+from jeoparda.comm import Comm, cores_of, device_of, synchronise_norm
+from jeoparda.energy import Energy
+from jeoparda.errors import RecipeError, StoreError
+from jeoparda.feed import Feed, Plan, check_images
+from jeoparda.feed.stage import Stage
+from jeoparda.meter import Stopwatch
+from jeoparda.models import build, check_side
+from jeoparda.models.weights import load_weights
+from jeoparda.order import Order, drawn_count, key, permute, repeats, subset
+from jeoparda.signals import StopRequest
+from jeoparda.store import Store
+from jeoparda.targets import Targets
+from jeoparda.train import precision
+from jeoparda.train.recipe import TrainRecipe
+from jeoparda.train.state import Loop, Training, resume
+
+_SHUFFLE = 0x5F1E  # keeps this draw apart from the order's
+
+
+def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRequest) -> Training:
+    """All that a rank holds, as the run's newest checkpoint has it. RecipeError for what cannot work; CheckpointError
+    when the folder holds another run."""
+    check_images(r.feed)
+    schedule.check_shares(r.schedule)
+    if r.tensorboard == "yes" and not board.available():
+        raise RecipeError("tensorboard = yes: the package is not installed; pip install tensorboard, or take auto")
+    device = device_of(comm)
+    numbers = precision.of(r.precision, device)
+    learnt = targets.build(store.info, r.labels, r.task)
+    if learnt.single and r.thresholds == "per-class":
+        raise RecipeError("thresholds = per-class: patches of one class each need none; take fixed")
+    if r.compile != "none" and r.model.recompute:
+        raise RecipeError(
+            f"compile = {r.compile}: does not go with model.recompute; take compile = none, or false there"
+        )
+    labels = learnt.of(store.labels)
+    feeds, left_out = _feeds(r, comm, store, stage, learnt, labels, device)
+    layout = feeds["train"].layout
+    side_px = r.feed.augment.crop_px or layout.size_px
+    check_side(r.model, side_px)
+    torch.manual_seed(r.seed)
+    model = build(r.model, layout, len(learnt.classes))
+    # weights stay row-major: Horovod reduces nothing else; images come channels-last
+    model.to(device, numbers.weights)
+    flops = meter.flops(model, (len(layout.bands), side_px, side_px))
+    fresh = load_weights(model, r.model, layout.bands) if r.model.weights else ""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r.ema), use_buffers=True) if r.ema else None
+    clock = Stopwatch()
+
+    def total(x: torch.Tensor, name: str) -> torch.Tensor:
+        with clock("communication"):
+            return comm.sum(x, name)
+
+    if r.norm == "synchronised":
+        synchronise_norm(model, comm, total)
+    if r.compile != "none":  # batches have two sizes at most: a graph for each is faster than one for any
+        model.compile(mode=r.compile, dynamic=False)
+    optimizer = optimizers.build(r.optimizer, model)
+    weight = losses.balance(r.loss, labels[feeds["train"].plan.numbers], learnt.task)
+    t = Training(
+        r=r,
+        comm=comm,
+        store=store,
+        targets=learnt,
+        model=model,
+        loss=losses.build(r.loss, None if weight is None else weight.to(device, numbers.weights), learnt.task),
+        averaging=comm.average(model, optimizer, r.accumulate),
+        precision=numbers,
+        feed=feeds["train"],
+        val=feeds["val"],
+        device=device,
+        loop=Loop(),
+        stop=stop,
+        average=average,
+        left_out=left_out,
+        fresh=fresh,
+        flops=flops,
+        clock=clock,
+        energy=Energy(device, comm.local_rank),
+    )
+    resume(t)
+    comm.same_weights(model)
+    return t
+
+
+def _feeds(
+    r: TrainRecipe, comm: Comm, store: Store, stage: Stage, learnt: Targets, labels: np.ndarray, device: torch.device
+) -> tuple[dict[str, Feed], list[int]]:
+    """Of train and val, and the patches of both that have no label among those that are learnt. Collective."""
+    cores, kept = cores_of(comm), learnt.labelled(store.labels)
+    feeds, left_out = {}, []
+    for split in ("train", "val"):
+        numbers, train = store.split(split), split == "train"
+        left_out += numbers[~kept[numbers]].tolist()
+        numbers = numbers[kept[numbers]]
+        if not len(numbers):
+            raise StoreError(f"{store.folder}: no patch of its {split} split has any of the classes of {r.labels}")
+        if train:
+            numbers = subset(numbers, r.subset, r.seed)
+        dealt = shuffled_labels(labels, numbers, r.seed) if r.control != "none" and train else labels
+        plan = _plan(r, comm, numbers, dealt[numbers], train)
+        feeds[split] = Feed(store, plan, r.feed, train, dealt, device=device, cores=cores, path_of=stage.path_of)
+    _check_shares(r, comm, feeds["train"].plan.order)
+    return feeds, left_out
+
+
+def _plan(r: TrainRecipe, comm: Comm, numbers: np.ndarray, labels: np.ndarray, train: bool) -> Plan:
+    """labels: (n, class), of the patches `numbers`."""
+    if not train:
+        return Plan(Order(len(numbers), r.batch, r.seed, shuffle=False), numbers, comm.rank, comm.size)
+    often = repeats(labels, r.oversample.share, r.oversample.most) if r.oversample.share else None
+    unit = 2 if r.feed.augment.mixup else 1
+    count = len(numbers) if often is None else drawn_count(often)
+    order = Order(count, r.batch, r.seed, block=r.feed.block, unit=unit, parts=r.accumulate)
+    return Plan(order, numbers, comm.rank, comm.size, often)
+
+
+def _check_shares(r: TrainRecipe, comm: Comm, order: Order) -> None:
+    """RecipeError where a rank would have no patch of the smallest part of a step."""
+    if order.count // order.steps <= (comm.size - 1) * order.unit:
+        parts = f" in {r.accumulate} parts" if r.accumulate > 1 else ""
+        raise RecipeError(
+            f"batch = {r.batch}{parts} over {comm.size} ranks leaves some without a patch; take more, or fewer ranks"
+        )
+
+
+def shuffled_labels(labels: np.ndarray, numbers: np.ndarray, seed: int) -> np.ndarray:
+    """(patch, class): the labels with those of the patches `numbers` dealt out among them anew."""
+    shuffled = labels.copy()
+    shuffled[numbers] = labels[numbers[permute(np.arange(len(numbers)), len(numbers), key(seed, _SHUFFLE))]]
+    return shuffled
