@@ -22,7 +22,7 @@ def store(patches: int = PATCHES, prefix: str = "") -> Path:
 
 
 def whole(folder: Path) -> bool:
-    """Whether it is a store of this version. One of another is deleted, an unfinished one is for ingest to go on with."""
+    """Whether it is a store of this version. One of another is deleted; with an unfinished one ingest goes on."""
     try:
         StoreInfo.read(folder)
         return True

@@ -2,10 +2,14 @@
 
 import importlib.util
 import math
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from jeoparda.files import room
 
 FOLDER = "tensorboard"  # in a run's
 
@@ -16,23 +20,38 @@ def available() -> bool:
 
 
 class Board:
-    """What TensorBoard shows of a run: `tensorboard --logdir RUN`. For one rank, the one that has the journal."""
+    """What TensorBoard shows of a run: `tensorboard --logdir RUN`. For one rank, the one that has the journal.
+
+    Events are written by the loop itself, at once: SummaryWriter's thread would tell of a full disk by a traceback.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         """folder: of the event files. step: that the run begins or goes on at; what was written of later ones, before a
-        crash, is struck out, as they come again."""
-        from torch.utils.tensorboard import SummaryWriter
+        crash, is struck out, as they come again. DiskError where it cannot be written."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder, self._event, self._summary = folder, Event, Summary
+        name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}"
+        with room(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(folder / name, "ab", buffering=0)  # noqa: SIM115, for `close` to end
+            self._records = RecordWriter(self._file)
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, line: dict[str, Any]) -> None:
-        """An epoch's line of the journal, at its "step"; on the disk when this returns."""
-        for tag, value in scalars(line):
-            self._writer.add_scalar(tag, value, line["step"])
-        self._writer.flush()
+        """An epoch's line of the journal, at its "step"; with the kernel when this returns."""
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars(line)]
+        self._add(step=line["step"], summary=self._summary(value=values))
+
+    def _add(self, **fields: Any) -> None:
+        with room(self._folder):
+            self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:

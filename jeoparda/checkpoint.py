@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from jeoparda.errors import CheckpointError
-from jeoparda.files import sha256, whole
+from jeoparda.files import room, sha256, whole
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -21,17 +21,29 @@ def path_of(run: Path, step: int) -> Path:
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` durably; a crash at any moment leaves either no file of that name or a whole one."""
     with whole(path) as draft:
-        torch.save(state, draft)
+        _write(state, draft)
         with whole(_digest_of(path)) as digest:  # first: a checkpoint is never there without it
             digest.write_text(f"{sha256(draft)}  {path.name}\n")
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """torch.save tells of a full disk by a RuntimeError, whose context is what the system said."""
+    with open(path, "wb") as f:
+        try:
+            torch.save(state, f)
+        except RuntimeError as e:
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
 
 
 def mark_best(path: Path) -> None:
     """Let best.pt, a link, name this checkpoint."""
     link = path.with_name(".best.pt.part")
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    link.replace(path.with_name("best.pt"))
+    with room(link):
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        link.replace(path.with_name("best.pt"))
 
 
 def _digest_of(path: Path) -> Path:

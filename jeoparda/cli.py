@@ -76,8 +76,8 @@ def recipe(stage: str, source: str) -> None:
 @click.option("--epoch", type=click.IntRange(1), help="only this one; the first is 1")
 @click.option("--store", "moved", type=click.Path(path_type=Path), help="where the run's store is now, if it moved")
 def seen(run: Path, epoch: int | None, moved: Path | None) -> None:
-    """Prove from a run's journals (feed.journal) that every epoch saw each patch exactly once, or as often as the recipe
-    asks for; exit 1 if not."""
+    """Prove from a run's journals (feed.journal) that every epoch saw each patch exactly once, or as often as the
+    recipe asks for; exit 1 if not."""
     from jeoparda.feed.seen import faults, prove, store_of, table
 
     its_store = store_of(run, moved)
@@ -87,8 +87,9 @@ def seen(run: Path, epoch: int | None, moved: Path | None) -> None:
         click.echo(fault, err=True)
     if not all(e.exact for e in found):
         raise JeopardaError(f"{run}: not proven: {sum(not e.exact for e in found)} of {len(found)} epochs")
+    patches = found[0].samples
     click.echo(
-        f"{run}: {len(found)} epochs saw each of {found[0].samples} patches as often as asked for, in the order asked for"
+        f"{run}: {len(found)} epochs saw each of {patches} patches as often as asked for, in the order asked for"
     )
 
 

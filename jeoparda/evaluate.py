@@ -22,7 +22,6 @@ from jeoparda.metrics import Score
 from jeoparda.models import ModelRecipe, build
 from jeoparda.nomenclature import coarser
 from jeoparda.order import Order
-from jeoparda.raster import png
 from jeoparda.store import Group, Layout, Store
 from jeoparda.targets import Targets, restored
 
@@ -281,6 +280,8 @@ def _samples(
     count: int,
 ) -> list[dict[str, Any]]:
     """Evenly spaced patches of the split, good and bad as they come. scores, labels: (patch, class), of `numbers`."""
+    from jeoparda.raster import png  # GDAL is not everywhere where a run is trained
+
     names, said = np.array(targets.classes), targets.said(scores, threshold)
     ids = store.column("id")
     rows = np.unique(np.linspace(0, len(numbers) - 1, min(count, len(numbers))).astype(int))

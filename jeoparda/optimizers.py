@@ -28,8 +28,8 @@ class OptimizerRecipe:
 
 
 def rate(r: OptimizerRecipe, batch: int) -> float:
-    """The peak learning rate of a global batch: in proportion to it, where the recipe says what batch `lr` is for (Goyal
-    et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", arXiv:1706.02677, with a warm-up)."""
+    """The peak learning rate of a global batch: in proportion to it, where the recipe says what batch `lr` is for
+    (Goyal et al., "Accurate, large minibatch SGD: training ImageNet in 1 hour", arXiv:1706.02677, with a warm-up)."""
     return r.lr * batch / r.lr_batch if r.lr_batch else r.lr
 
 

@@ -41,11 +41,11 @@ def write(archive: Path, patches: Store, least: int) -> None:
 
 
 def _write(folder: Path, pixels: np.ndarray, name: str, crs: str, transform: list[float]) -> None:
-    """pixels: (band, row, col). transform: of pixels of 10 m."""
+    """pixels: (band, row, col), of 20 m. transform: of those of 10 m."""
     import rasterio
 
     bands, rows, cols = pixels.shape
     about = {"count": bands, "height": rows, "width": cols, "dtype": pixels.dtype, "crs": crs}
-    place = rasterio.Affine(*transform) * rasterio.Affine.scale(2)
+    place = rasterio.Affine(20, 0, transform[2], 0, -20, transform[5])
     with rasterio.open(folder / f"{name}.tif", "w", driver="GTiff", transform=place, **about) as f:
         f.write(pixels)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jeoparda import train
 from jeoparda.comm import Comm
 from jeoparda.config import check
 from jeoparda.feed.stage import Stage
 from jeoparda.signals import StopRequest
 from jeoparda.store import Store
-from jeoparda.train import TrainRecipe, _epoch
+from jeoparda.train import TrainRecipe
 from jeoparda.train.prepare import prepare
 from jeoparda.train.state import Loop, Training
 
@@ -33,6 +34,6 @@ def share(steps: int, batch: int, patches: int) -> float:
 
 def epoch(t: Training) -> tuple[int, float]:
     """This rank's images of an epoch, and its seconds after the first batch has come."""
-    first_wait_s, images, seconds = _epoch(t)
+    first_wait_s, images, seconds = train.epoch(t)
     t.loop = Loop(t.loop.epoch + 1)
     return images, seconds - first_wait_s

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.feed import stores
 from benchmarks.train.loop import epoch, share, training
+from jeoparda import optimizers
 from jeoparda.comm import Single
 from jeoparda.train.state import Training
 
@@ -52,9 +53,10 @@ class Bare:
 
     def __init__(self, t: Training) -> None:
         self.model = copy.deepcopy(t.model).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=t.r.optimizer.lr)
+        self.optimizer = optimizers.build(t.r.optimizer, self.model)
+        dtype, layout = t.precision.weights, torch.channels_last
         self.batches = [
-            (b["image"].to(memory_format=torch.channels_last, copy=True), b["labels"].clone()) for b in t.feed
+            (b["image"].to(dtype, memory_format=layout, copy=True), b["labels"].to(dtype, copy=True)) for b in t.feed
         ]
 
     def turn(self) -> float:

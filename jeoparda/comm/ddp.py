@@ -31,13 +31,15 @@ class Ddp:
         self.optimizer, self._parts, self._part = optimizer, parts, 0
         # torch 2.13 has a new name for what is broadcast before each forward pass
         known = inspect.signature(DistributedDataParallel).parameters
-        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        own_buffers: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
         # views: a gradient lies in its bucket, so that it is neither held nor copied twice
         self._model = DistributedDataParallel(
             model,
             gradient_as_bucket_view=True,
             bucket_cap_mb=exchange.fusion_mb or OWN_BUCKET_MB,
-            **{buffers: False},
+            **own_buffers,
         )
         if exchange.compression == "float16":
             self._model.register_comm_hook(None, fp16_compress_hook)
@@ -132,25 +134,28 @@ def _store(place: Place) -> Any:
     if place.who == "torchrun":
         return None
     own = TCPStore("localhost", 0, is_master=True, wait_for_workers=False) if place.rank == 0 else None
-    host = "localhost" if place.local_size == place.size else socket.gethostname()
-    told = [host, own.port if own else 0]
+    host, port = "localhost" if place.local_size == place.size else socket.gethostname(), own.port if own else 0
     if place.who == "srun":
-        port, host = step_meet(place, lambda: told[1])
-        told = [host, port]
+        port, host = step_meet(place, lambda: port)
     elif "HOROVOD_GLOO_RENDEZVOUS_ADDR" in os.environ:
-        told = _by_horovodrun(place, told)
+        host, port = _by_horovodrun(place, (host, port))
     elif place.size > 1:
-        told = _by_mpi(place, told)
-    return own or TCPStore(*told, is_master=False)
+        host, port = _by_mpi(place, (host, port))
+    return own or TCPStore(host, port, is_master=False)
 
 
-def _by_horovodrun(place: Place, told: list[Any]) -> list[Any]:
+def _by_horovodrun(place: Place, told: tuple[str, int]) -> tuple[str, int]:
     """Rank 0's `told`, by the key-value store of horovodrun --gloo."""
     from horovod.runner.http.http_client import put_data_into_kvstore, read_data_from_kvstore
 
     if "HOROVOD_GLOO_IFACE" in os.environ:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["HOROVOD_GLOO_IFACE"])
-    where = (os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"], "jeoparda", "torch")
+    where = (
+        os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"],
+        os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"],
+        "jeoparda",
+        "torch",
+    )
     if place.rank == 0:
         put_data_into_kvstore(*where, told)
         return told
@@ -164,7 +169,7 @@ def _by_horovodrun(place: Place, told: list[Any]) -> list[Any]:
         time.sleep(0.1)
 
 
-def _by_mpi(place: Place, told: list[Any]) -> list[Any]:
+def _by_mpi(place: Place, told: tuple[str, int]) -> tuple[str, int]:
     """Rank 0's `told`, by MPI."""
     try:
         from mpi4py import MPI
@@ -175,6 +180,7 @@ def _by_mpi(place: Place, told: list[Any]) -> list[Any]:
         ) from e
     if MPI.COMM_WORLD.size != place.size:
         raise CommError(
-            f"{place.who} started {place.size} ranks, but mpi4py sees {MPI.COMM_WORLD.size}: its MPI is not the launcher's"
+            f"{place.who} started {place.size} ranks, but mpi4py sees {MPI.COMM_WORLD.size}: its MPI is not the "
+            "launcher's"
         )
     return MPI.COMM_WORLD.bcast(told)  # type: ignore[no-any-return]

@@ -236,12 +236,12 @@ def _mpi_library() -> str:
 
 
 def _gloo(here: Place) -> Any:
-    """Tell Horovod of the ranks of a Slurm step as horovodrun would. Returns on rank 0 the server by which they find
-    each other; it must outlive them."""
+    """Tell Horovod of the ranks of a Slurm step as horovodrun would. Returns the server by which they find each
+    other, which rank 0 starts, and which must outlive them."""
     from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
     from horovod.runner.http.http_server import RendezvousServer
 
-    server = RendezvousServer() if here.rank == 0 else None
+    server = RendezvousServer()
 
     def serve() -> int:
         port = server.start()

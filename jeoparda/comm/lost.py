@@ -26,5 +26,6 @@ def told_from_mistakes(what: str) -> Iterator[None]:
             raise
         said = " ".join(str(e).split())[:150]
         raise RanksLost(
-            f"a rank is gone, waited for in {what} ({said}); the run goes on from its last checkpoint when started again"
+            f"a rank is gone, waited for in {what} ({said}); the run goes on from its last checkpoint when started "
+            "again"
         ) from e

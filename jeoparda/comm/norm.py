@@ -78,10 +78,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
         self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        # without a momentum, the plain mean over all batches so far
-        factor = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked  # type: ignore[operator]
         for kept, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            kept.lerp_(new.to(kept.dtype), torch.as_tensor(factor, dtype=kept.dtype, device=kept.device))  # type: ignore[union-attr]
+            # without a momentum, the plain mean over all batches so far
+            factor = 1 / self.num_batches_tracked.to(kept.dtype) if self.momentum is None else self.momentum  # type: ignore
+            kept.lerp_(new.to(kept.dtype), factor)  # type: ignore[union-attr]
 
 
 @torch.compiler.disable

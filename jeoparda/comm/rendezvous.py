@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from jeoparda.errors import CommError
 from jeoparda.launchers import Place, first_node
@@ -24,6 +24,7 @@ PORTS = 8  # tried, of FIRST_PORT to LAST_PORT, which lie below those that Linux
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 MEET_S = 300.0  # until all ranks must have come: starting from a cold filesystem takes minutes
 LINE = 10_000  # characters at most
+NAMED = 8  # missing ranks that are told one by one
 _ANSWER_S = 10.0  # of whoever has the port; it may be another program, which says nothing
 
 
@@ -90,9 +91,10 @@ def _hello(connection: socket.socket, token: str) -> dict[str, Any]:
 
 def _missing(place: Place, asked: set[int]) -> str:
     missing = [str(rank) for rank in range(1, place.size) if rank not in asked]
+    named = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
     return (
-        f"of {place.size} ranks, {', '.join(missing[:8])}{' and more' if len(missing) > 8 else ''} did not come to rank "
-        f"0 on {socket.gethostname()}: see whether they ended early, and whether nodes reach each other"
+        f"of {place.size} ranks, {named} did not come to rank 0 on {socket.gethostname()}: see whether they ended "
+        "early, and whether nodes reach each other"
     )
 
 
@@ -102,7 +104,9 @@ def _listen(token: str) -> socket.socket:
             return socket.create_server(("", port), backlog=1024)
         except OSError:
             continue  # taken; the others, who try the same ports, hear that it is not us
-    raise CommError(f"{socket.gethostname()}: ports {', '.join(map(str, ports(token)))} are taken; start the step again")
+    raise CommError(
+        f"{socket.gethostname()}: ports {', '.join(map(str, ports(token)))} are taken; start the step again"
+    )
 
 
 def _ask(place: Place, host: str, token: str, until: float) -> tuple[Any, str, str]:
@@ -120,8 +124,8 @@ def _ask(place: Place, host: str, token: str, until: float) -> tuple[Any, str, s
                 return told["service"], told["address"], own if place.node else told["address"]
         time.sleep(0.2)
     raise CommError(
-        f"rank {place.rank} of {place.size} on {socket.gethostname()} did not find rank 0 on {host} ({last}): see whether "
-        "it ended early, and whether nodes reach each other"
+        f"rank {place.rank} of {place.size} on {socket.gethostname()} did not find rank 0 on {host} ({last}): see "
+        "whether it ended early, and whether nodes reach each other"
     )
 
 

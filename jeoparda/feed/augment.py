@@ -57,8 +57,8 @@ def still(count: int) -> Draws:
 def draw(
     r: AugmentRecipe, seed: int, epoch: int, numbers: np.ndarray, size_px: int, bands: int, step_px: int = 1
 ) -> Draws:
-    """For the samples `numbers` (`Plan.samples`), (b,): whole pairs, where samples are mixed, but for the last of a step. step_px: the
-    pixels of all bands begin together every so many px of the finest."""
+    """For the samples `numbers` (`Plan.samples`), (b,): whole pairs, where samples are mixed, but for the last of a
+    step. step_px: the pixels of all bands begin together every so many px of the finest."""
     out = still(len(numbers))
     drawn = np.asarray(numbers, np.uint64)
     corner = out.corner

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +91,7 @@ def _seen(t: Training) -> Iterator[None]:
 @contextmanager
 def _board(t: Training) -> Iterator[None]:
     """Has TensorBoard's files open on rank 0, where the recipe asks for them or may have them."""
-    if t.comm.rank != 0 or t.r.tensorboard == "no" or not board.available():
+    if t.comm.rank != 0 or t.r.tensorboard == "never" or not board.available():
         yield
         return
     with closing(board.Board(t.r.run / board.FOLDER, t.done)) as t.board:
@@ -115,7 +114,7 @@ def _round(t: Training, journal: Journal | None) -> None:
     t.clock.restart()
     meter.restart_memory(t.device)
     t.energy.start()
-    first_wait_s, images, seconds = _epoch(t)
+    first_wait_s, images, seconds = epoch(t)
     with t.clock("checksum"):
         same_everywhere(t.comm, dict(t.model.named_parameters()), f"weights after epoch {t.loop.epoch + 1}")
     with t.clock("validation"):
@@ -146,7 +145,7 @@ def _validate(t: Training) -> dict[str, float]:
     return {"loss": loss} | t.targets.score(scores, labels, t.r.threshold).summary()
 
 
-def _epoch(t: Training) -> tuple[float, int, float]:
+def epoch(t: Training) -> tuple[float, int, float]:
     """The steps that are left of the epoch. Returns this rank's wait for the first batch in s, images, and seconds."""
     r, loop = t.r, t.loop
     t.feed.restore({"epoch": loop.epoch, "step": loop.step * r.accumulate})
@@ -165,7 +164,6 @@ def _epoch(t: Training) -> tuple[float, int, float]:
         if number == first:
             first_wait_s = t.feed.waited_s
         t.energy.keep_up()
-        t.watch.beat(f"step {loop.step + 1} of epoch {loop.epoch + 1}")
         running += _backward(t, batch, number)
         images += len(batch["number"])
         if t.seen:
@@ -174,6 +172,7 @@ def _epoch(t: Training) -> tuple[float, int, float]:
             continue
         _update(t)
         loop.step += 1
+        t.watch.beat(f"step {loop.step + 1} of epoch {loop.epoch + 1}")  # the first beat: torch.compile takes minutes
         saving = r.checkpoint.every_steps and loop.step % r.checkpoint.every_steps == 0 and loop.step < t.steps
         if loop.step % STOP_CHECK_STEPS == 0 or loop.step == t.steps or saving:
             with t.clock("compute"):  # with a GPU, until it has done what is queued

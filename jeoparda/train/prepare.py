@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jeoparda import board, losses, meter, optimizers, schedule, targets
@@ -30,8 +29,8 @@ def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRe
     when the folder holds another run."""
     check_images(r.feed)
     schedule.check_shares(r.schedule)
-    if r.tensorboard == "yes" and not board.available():
-        raise RecipeError("tensorboard = yes: the package is not installed; pip install tensorboard, or take auto")
+    if r.tensorboard == "always" and not board.available():
+        raise RecipeError("tensorboard = always: the package is not installed; pip install tensorboard, or take auto")
     device = device_of(comm)
     numbers = precision.of(r.precision, device)
     learnt = targets.build(store.info, r.labels, r.task)

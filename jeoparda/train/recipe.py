@@ -89,7 +89,7 @@ class TrainRecipe:
     )
     seed: int = opt(0, "of weights, order, augmentation and dropout")
     checkpoint: CheckpointRecipe = opt(CheckpointRecipe, "checkpoints")
-    tensorboard: Literal["auto", "yes", "no"] = opt(
+    tensorboard: Literal["auto", "always", "never"] = opt(
         "auto", "figures also into RUN/tensorboard; auto: where the package tensorboard is installed"
     )
     control: Literal["none", "shuffled-labels"] = opt(

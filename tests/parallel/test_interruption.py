@@ -130,5 +130,6 @@ def test_a_launcher_that_started_another_number_is_refused(ranks: Ranks, tiny_st
 def test_ranks_that_do_not_find_each_other_are_refused(cli, tiny_store, tmp_path):
     done = cli("train", recipe(tmp_path, tiny_store), SLURM_STEP_NUM_TASKS="4")
     assert done.returncode == 1
-    assert "srun started 4 ranks, but Horovod sees 1" in done.stderr and "try --mpi=pmix" in done.stderr
+    assert "srun started 4 ranks, but SLURM_PROCID='' does not say which one this is" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
