@@ -45,9 +45,9 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
     @main.command(name, help=f"{help_text} `jeoparda recipe {name}` shows the keys.")
     @click.argument("recipe", type=click.Path(dir_okay=False))
     @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
-    def command(recipe: str, words: tuple[str, ...]) -> None:
+    def command(recipe: str, words: tuple[str, ...], elastic: bool = False) -> None:
         try:
-            call(name, recipe, words)
+            call(name, recipe, words, elastic)
         finally:
             ignore_late()
 
@@ -56,6 +56,9 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
 
 for _name, _about in STAGES.items():
     _stage(_name, _about.help)
+main.commands["train"].params.append(
+    click.Option(["--elastic"], is_flag=True, help="under `horovodrun --min-np`: go on with the ranks that are left")
+)
 
 
 @main.command()

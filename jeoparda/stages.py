@@ -31,8 +31,8 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def call(name: str, recipe_path: str | Path | None, words: tuple[str, ...] | list[str]) -> Any:
-    """Run a stage in this process. Returns what the stage does."""
+def call(name: str, recipe_path: str | Path | None, words: tuple[str, ...] | list[str], elastic: bool = False) -> Any:
+    """Run a stage in this process. Returns what the stage does. elastic: go on without ranks that are lost."""
     stage = STAGES[name]
     r = load(stage.recipe_type(), recipe_path, words)
     module = importlib.import_module(stage.module)
@@ -40,7 +40,10 @@ def call(name: str, recipe_path: str | Path | None, words: tuple[str, ...] | lis
         return module.run(r)
     from jeoparda import comm as ranks_module
 
-    comm = ranks_module.start(r.comm, getattr(r, "exchange", None))
+    exchange = getattr(r, "exchange", None) or ranks_module.ExchangeRecipe()
+    if elastic:
+        return ranks_module.elastic(lambda comm: module.run(r, comm), r.comm, exchange)
+    comm = ranks_module.start(r.comm, exchange)
     try:
         result = module.run(r, comm)
     except BaseException:

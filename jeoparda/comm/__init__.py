@@ -13,6 +13,7 @@ import traceback
 import torch
 
 from jeoparda.comm.ddp import Torch
+from jeoparda.comm.elastic import elastic
 from jeoparda.comm.horovod import Horovod
 from jeoparda.comm.norm import SyncBatchNorm2d, synchronise_norm
 from jeoparda.comm.protocol import Averaging, Backend, Comm, ExchangeRecipe
@@ -34,6 +35,7 @@ __all__ = [
     "abandon",
     "cores_of",
     "device_of",
+    "elastic",
     "same_everywhere",
     "start",
     "synchronise_norm",

@@ -215,7 +215,8 @@ def test_under_horovodrun_too(ranks: Ranks, tmp_path):
         "import os, signal, subprocess, sys\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # horovodrun ends all when one has ended
         "code = subprocess.call(sys.argv[2:], preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))\n"
-        "open(f'{sys.argv[1]}/' + os.environ['HOROVOD_RANK'] + '.rc', 'w').write(str(code))"
+        "open(f'{sys.argv[1]}/' + os.environ['HOROVOD_RANK'] + '.rc', 'w').write(str(code))\n"
+        "sys.exit(code % 256)"
     )
     program = (sys.executable, "-c", code, str(tmp_path), *PROGRAM)
     done = ranks.start(2, "horovodrun", "lost", "horovod", tmp_path, program=program).end(60)
