@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 
 def elastic(act: Callable[[Comm], T], backend: Backend, exchange: ExchangeRecipe) -> T:
-    """`act` with the ranks there are; when some are gone, again with those that are left, as often as it takes. So `act`
-    has to go on by itself from what it saved. CommError where the launcher cannot do without a rank."""
+    """`act` with the ranks there are; when some are gone, again with those that are left, as often as it takes. So
+    `act` has to go on by itself from what it saved. CommError where the launcher cannot do without a rank."""
     if os.environ.get("HOROVOD_ELASTIC") != "1" or backend not in ("auto", "horovod"):
         raise CommError(
             "--elastic: wants Horovod's ranks, started by horovodrun with --min-np, as in `horovodrun -np 8 --min-np 4 "
-            "-H a:4,b:4 jeoparda train ...`; other launchers end all ranks with one: start the run again on fewer, and it "
-            "goes on"
+            "-H a:4,b:4 jeoparda train ...`; other launchers end all ranks with one: start the run again on fewer, and "
+            "it goes on"
         )
     import horovod.torch as hvd
     from horovod.common.elastic import State
