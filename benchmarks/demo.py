@@ -43,7 +43,7 @@ def minutes() -> None:
 def _learn(name: str, *words: str) -> dict[str, Any]:
     """Train on all cores as one rank and evaluate on held-back blocks."""
     store, run = synthetic.store(), WORK / name
-    call("train", RECIPES / "learn.yaml", [f"store={store}", f"run={run}", *words])
+    synthetic.trained(RECIPES / "learn.yaml", run, f"store={store}", *words)
     return call("evaluate", None, [f"store={store}", f"run={run}", "samples=0"])
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from jeoparda.errors import StoreError
+from jeoparda.journal import read
 from jeoparda.stages import call
 from jeoparda.store import StoreInfo
 
@@ -19,6 +20,14 @@ def store(patches: int = PATCHES, prefix: str = "") -> Path:
         call("synth", RECIPES / "synth.yaml", [f"out={archive}", f"patches={patches}"])
         call("ingest", RECIPES / "ingest.yaml", [f"archive={archive}", f"store={folder}"])
     return folder
+
+
+def trained(recipe: Path, run: Path, *words: str) -> None:
+    """Train a run of benchmarks/work: anew where it is finished, for what it holds is of other code; one that was
+    interrupted goes on."""
+    if (run / "journal.jsonl").exists() and any(e["event"] == "stop" for e in read(run / "journal.jsonl")):
+        shutil.rmtree(run)
+    call("train", recipe, [f"run={run}", *words])
 
 
 def whole(folder: Path) -> bool:

@@ -85,8 +85,7 @@ else
   say "no CPU build of $torch can be had here; the one with CUDA comes instead: gigabytes (TORCH_INDEX=... names another index)"
   pip install -c constraints.txt "$torch"
 fi
-extras=report,test
-compgen -G '/dev/nvidia[0-9]*' >/dev/null && extras+=,gpu
+extras=report,test,gpu
 command -v mpicc >/dev/null && mpi=mpi || mpi=
 PYTHONWARNINGS=ignore pip install -c constraints.txt --no-build-isolation -e ".[$extras${mpi:+,$mpi},slurm]"
 "$python" -c 'import jeoparda.feed._native' 2>/dev/null ||

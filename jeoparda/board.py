@@ -1,7 +1,9 @@
 """TensorBoard: an epoch's figures as scalars. The only home of tensorboard."""
 
 import importlib.util
+import io
 import math
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -32,12 +34,11 @@ class Board:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._folder, self._event, self._summary = folder, Event, Summary
+        self._folder, self._event, self._summary, self._records = folder, Event, Summary, RecordWriter
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}"
         with room(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(folder / name, "ab", buffering=0)  # noqa: SIM115, for `close` to end
-            self._records = RecordWriter(self._file)
+            self._file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._add(file_version="brain.Event:2")
         self._add(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -47,11 +48,19 @@ class Board:
         self._add(step=line["step"], summary=self._summary(value=values))
 
     def _add(self, **fields: Any) -> None:
+        record = io.BytesIO()
+        self._records(record).write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        raw, end = record.getvalue(), os.fstat(self._file).st_size
         with room(self._folder):
-            self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+            try:
+                while raw:  # a disk that fills takes a part and says why with the next
+                    raw = raw[os.write(self._file, raw) :]
+            except OSError:
+                os.ftruncate(self._file, end)  # readers go no further than a torn record
+                raise
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._file)
 
 
 def scalars(line: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -22,8 +22,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` durably; a crash at any moment leaves either no file of that name or a whole one."""
     with whole(path) as draft:
         _write(state, draft)
+        known = _digests(path) if path.exists() else []  # which it fits until it is replaced
         with whole(_digest_of(path)) as digest:  # first: a checkpoint is never there without it
-            digest.write_text(f"{sha256(draft)}  {path.name}\n")
+            digest.write_text("".join(f"{d}  {path.name}\n" for d in [sha256(draft), *known[:1]]))
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
@@ -50,6 +51,12 @@ def _digest_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _digests(path: Path) -> list[str]:
+    """Of what was last written at `path` and, where that came in the place of another, of the other."""
+    digest = _digest_of(path)
+    return [line.split()[0] for line in digest.read_text().splitlines() if line] if digest.exists() else []
+
+
 def load(path: Path) -> dict[str, Any]:
     """The checkpoint at `path`, on the CPU. CheckpointError where it is missing or not what was written."""
     if not path.exists():
@@ -57,7 +64,7 @@ def load(path: Path) -> dict[str, Any]:
     digest = _digest_of(path.resolve())  # best.pt is a link
     if not digest.exists():
         raise CheckpointError(f"{path}: its checksum {digest.name} is missing; copy both files together")
-    if digest.read_text().split()[:1] != [sha256(path)]:
+    if sha256(path) not in _digests(path.resolve()):
         raise CheckpointError(f"{path}: differs from its checksum; it is damaged or was copied in part")
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -72,12 +79,15 @@ def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the best and the last `keep` checkpoints."""
+def prune(run: Path, keep: int, newest: int) -> None:
+    """Delete all but the best and the last `keep` checkpoints up to step `newest`. Later ones are damaged, or of a past
+    that the run did not go on from."""
     for draft in (run / "checkpoints").glob(".*.part"):  # of a writer that was killed; there is only one writer
         draft.unlink()
     best = (run / "checkpoints" / "best.pt").resolve()
-    for path in sorted((run / "checkpoints").glob("[0-9]*.pt"))[:-keep]:
-        if path.resolve() != best:
+    found = sorted((run / "checkpoints").glob("[0-9]*.pt"))
+    late = [path for path in found if int(path.stem) > newest]
+    for path in late + found[: len(found) - len(late)][:-keep]:
+        if path in late or path.resolve() != best:
             path.unlink()
             _digest_of(path).unlink(missing_ok=True)

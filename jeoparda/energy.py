@@ -41,20 +41,20 @@ class Energy:
     """What this rank's GPU has taken and, told by the first rank of a node, the node's processor packages: cores,
     caches and memory controllers, without the memory, whoever works on them.
 
-    What is there but cannot be read is None from then on, and the first rank of a node says so.
+    What is there but cannot be read is None from then on, and the rank whose it is says so.
     """
 
     def __init__(
         self, device: torch.device, local_rank: int, powercap: Path = POWERCAP, nvml: Any | None = None
     ) -> None:
         """powercap: the kernel's folder of power zones. nvml: what takes the place of the module pynvml."""
-        self._first = local_rank == 0
+        self._local_rank = local_rank
         self._counters: dict[str, list[Counter]] = {}
         self._looked_s = -math.inf
         if device.type == "cuda":
             with self._or_told("gpu"):
                 self._counters["gpu"] = [nvml_counter(_uuid(device), nvml or _pynvml())]
-        if self._first:
+        if local_rank == 0:
             with self._or_told("cpu"):
                 self._counters["cpu"] = rapl_counters(powercap)
         self.start()
@@ -88,8 +88,9 @@ class Energy:
             yield
         except OSError as e:
             self._counters.pop(kind, None)
-            if self._first:
-                warnings.warn(f"energy of the {kind.upper()} is not told: {e}", stacklevel=3)
+            warnings.warn(
+                f"energy of the {kind.upper()} is not told (local rank {self._local_rank}): {e}", stacklevel=3
+            )
 
 
 def rapl_counters(powercap: Path = POWERCAP) -> list[Counter]:

@@ -14,7 +14,7 @@ RATIOS = ("f1", "precision", "recall")
 
 @dataclass(frozen=True)
 class Score:
-    """Per class: integer counts and what follows from them; nan where a class has no patch to be right about.
+    """Per class: integer counts and what follows from them.
 
     A ratio without denominator is 0: a class that is never predicted has precision 0, a patch without a label and
     without a prediction has F1 0 (scikit-learn's zero_division=0). Macro means are over the classes that occur among
@@ -48,7 +48,8 @@ class Score:
         return {"tn": self.patches - self.hits - wrong - missed, "fp": wrong, "fn": missed, "tp": self.hits}
 
     def micro(self) -> dict[str, float]:
-        return _ratios(self.hits.sum(), self.predicted.sum(), self.support.sum())
+        found = _ratios(self.hits.sum(), self.predicted.sum(), self.support.sum())
+        return {n: float(v) for n, v in found.items()}
 
     def macro(self) -> dict[str, float]:
         there = self.support > 0
@@ -79,7 +80,7 @@ def multilabel(scores: np.ndarray, labels: np.ndarray, threshold: float | np.nda
 
 def reached(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """(patch, class) bool: which classes are predicted, those with a score of the threshold at least."""
-    said: np.ndarray = scores >= np.asarray(threshold, np.float64)  # an array: float32 scores are compared exactly
+    said: np.ndarray = scores.astype(np.float64) >= threshold  # numpy before 2 would round a number to float32
     return said
 
 
@@ -102,14 +103,13 @@ def score(scores: np.ndarray, truth: np.ndarray, said: np.ndarray, single: bool 
 
 def _of_patches(both: np.ndarray, said: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """RATIOS of each patch, mean over patches; 0 without any."""
-    hits, predicted, support = both.sum(1), said.sum(1), truth.sum(1)
-    each = (_ratio(2 * hits, predicted + support), _ratio(hits, predicted), _ratio(hits, support))
-    return {n: float(v.mean()) if len(v) else 0.0 for n, v in zip(RATIOS, each, strict=True)}
+    each = _ratios(both.sum(1), said.sum(1), truth.sum(1))
+    return {n: float(v.mean()) if len(v) else 0.0 for n, v in each.items()}
 
 
-def _ratios(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict[str, float]:
+def _ratios(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:
     each = (_ratio(2 * hits, predicted + support), _ratio(hits, predicted), _ratio(hits, support))
-    return {n: float(v) for n, v in zip(RATIOS, each, strict=True)}
+    return dict(zip(RATIOS, each, strict=True))
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -136,7 +136,7 @@ def _best_threshold(scores: np.ndarray, truth: np.ndarray, otherwise: float) -> 
     ranked, hits = scores[order].astype(np.float64), np.cumsum(truth[order])
     last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True)) if len(ranked) else np.empty(0, int)
     f1 = 2 * hits[last] / (last + 1 + truth.sum())  # of saying the class for the first `last` + 1: never 0 / 0
-    said = scores >= np.float64(otherwise)
+    said = reached(scores, otherwise)
     if not truth.any() or _f1(truth, said) >= f1.max():
         return otherwise
     lowest, below = ranked[last], np.append(ranked[last[1:]], 0.0)

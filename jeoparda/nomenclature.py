@@ -189,7 +189,6 @@ def nomenclature(name: str) -> Nomenclature:
 # ---- coarser lists of classes
 
 Color = tuple[int, int, int]
-COARSER = ("bigearthnet-19", "corine-2", "corine-1")
 
 
 def corine_level(classes: Sequence[str]) -> int | None:
@@ -200,7 +199,8 @@ def corine_level(classes: Sequence[str]) -> int | None:
 
 
 def coarser(classes: Sequence[str], to: str) -> tuple[tuple[str, ...], tuple[Color, ...], np.ndarray]:
-    """What classes of CORINE level 3 become in a coarser list, one of COARSER; those of level 2 in "corine-1".
+    """What classes of CORINE level 3 become in a coarser list, "bigearthnet-19", "corine-2" or "corine-1"; those of
+    level 2 in "corine-1".
 
     Returns names; colours, of the first member in the order of codes; (class, coarser class) uint8, 1 where the one
     falls into the other. A coarser class that none of `classes` falls into is left out; bigearthnet-19 drops some of
@@ -233,6 +233,8 @@ def _members(to: str) -> dict[str, tuple[int, ...]]:
 
 
 def _not_corine(classes: Sequence[str], to: str) -> str:
+    if corine_level(classes) == 2:
+        return f"labels = {to}: the store's classes are of CORINE level 2; take labels = store, or corine-1"
     wrong = next((n for n in classes if n not in CLC_BY_NAME), classes[0])
     text = f"labels = {to}: is made of CORINE level-3 classes, as the 43 of BigEarthNet v1; the store has {wrong!r}"
     if len(held := _BEN19.get(wrong, ())) > 1:

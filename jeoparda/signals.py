@@ -23,3 +23,9 @@ class StopRequest:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.asked = signal.Signals(number).name
+
+
+def asked() -> str:
+    """What the newest StopRequest of this process was asked, "" without any."""
+    newest = getattr(signal.getsignal(STOPPING[0]), "__self__", None)
+    return newest.asked if isinstance(newest, StopRequest) else ""

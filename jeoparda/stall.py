@@ -23,6 +23,7 @@ from jeoparda.files import room
 from jeoparda.signals import EXIT_RESUMABLE
 
 LEAST_S, MOST_S = 2.0, 30.0  # between two signs of life: a parallel filesystem bears those of many ranks
+START_S = 1800.0  # for meeting, staging, reading a checkpoint, torch.compile
 LAST_WORDS_S = 5.0  # for reading the others' signs and for the message, on a filesystem that may hang too
 PACKAGE = Path(__file__).parent
 EXCHANGES = "comm/"  # the modules in which a rank waits for the others
@@ -69,8 +70,9 @@ class Stillness:
 class Watch:
     """Ends the process with EXIT_RESUMABLE when no beat has come for `seconds`, within a second more; 0: never.
 
-    All ranks must beat alike, in the same order: a rank with fewer beats is behind. Time before the first beat is not
-    watched. folder: for the signs of life; one rank alone gives none. DiskError where the folder cannot be made.
+    All ranks must beat alike, in the same order: a rank with fewer beats is behind. Before the first beat START_S are
+    allowed, where that is more. folder: for the signs of life; one rank alone gives none. DiskError where the folder
+    cannot be made.
     """
 
     def __init__(self, seconds: float, folder: Path, rank: int, size: int):
@@ -113,6 +115,7 @@ class Watch:
         with suppress(OSError):  # it is not there, or stays and harms nothing: the next start writes over it
             self._path(self._rank).unlink()
             self._folder.rmdir()  # by the last
+            self._folder.parent.rmdir()  # and the run, where it was refused and nothing is in it
 
     def _start(self, what: Callable[[], None]) -> None:
         self._threads.append(threading.Thread(target=what, daemon=True))
@@ -123,7 +126,7 @@ class Watch:
         while not self._ended.wait(min(1.0, self._seconds / 8)):
             beats, _, beat_s = self._beat
             stood_s = still.look(time.monotonic(), beat_s)
-            if beats and stood_s > self._seconds:
+            if stood_s > (self._seconds if beats else max(self._seconds, START_S)):
                 self._end(stood_s)
 
     def _live(self) -> None:

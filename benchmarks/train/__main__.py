@@ -12,7 +12,6 @@ from typing import Any
 import click
 
 ROUNDS = 7
-PATCHES, VAL = 512, 16
 
 
 @click.group()
@@ -50,6 +49,8 @@ def table() -> None:
     from benchmarks.train.recipes import RESULTS
     from benchmarks.train.recipes import table as markdown
 
+    if not RESULTS.exists():
+        raise click.ClickException("nothing is measured yet: python -m benchmarks.train recipes")
     click.echo(markdown(json.loads(RESULTS.read_text())))
 
 
@@ -73,12 +74,10 @@ def overhead(steps: int, batch: int, width: int, rounds: int) -> None:
 
 def _keys(steps: int, batch: int, model: str, norm: str, ranks: int) -> dict[str, Any]:
     """Of a recipe that trains on as many images a rank, however many ranks there are."""
-    from benchmarks.feed import stores
-    from benchmarks.train.loop import share
+    from benchmarks.train.loop import store_of
 
     return {
-        "store": str(stores.native(PATCHES + VAL, VAL)),
-        "subset": share(steps, batch * ranks, PATCHES),
+        **store_of(steps, batch * ranks),
         "batch": batch * ranks,
         "model": {"name": model},
         "norm": norm,
@@ -162,6 +161,7 @@ def gpu(
     from benchmarks.claims import machine, versions
     from benchmarks.feed import stores
     from benchmarks.train.gpu import measure
+    from benchmarks.train.loop import VAL
 
     store, best = stores.native(patches + VAL, VAL), 0.0
     feed = {"stage": "shm", "augment": {"flips": True}}

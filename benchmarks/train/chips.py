@@ -29,15 +29,14 @@ def write(archive: Path, patches: Store, least: int) -> None:
     """A GeoTIFF a chip. Classes of fewer than `least` chips are left out."""
     names, _, matrix = coarser(patches.info.classes, "corine-1")
     there = patches.labels @ matrix > 0
-    places = zip(*(patches.column(name).tolist() for name in ("id", "crs", "transform")), strict=True)
-    known = dict(enumerate(places))
+    places = list(zip(*(patches.column(name).tolist() for name in ("id", "crs", "transform")), strict=True))
     for name, of_class in zip(names, (there & (there.sum(1, keepdims=True) == 1)).T, strict=True):
         chips = np.flatnonzero(of_class)
         if len(chips) < least:
             continue
         (archive / name).mkdir(parents=True)
         for chip in chips.tolist():
-            _write(archive / name, patches.patch(chip)["20m"], *known[chip])
+            _write(archive / name, patches.patch(chip)["20m"], *places[chip])
 
 
 def _write(folder: Path, pixels: np.ndarray, name: str, crs: str, transform: list[float]) -> None:

@@ -16,7 +16,7 @@ from jeoparda.comm import Single, cores_of
 from jeoparda.feed import Feed, Plan
 from jeoparda.feed.stage import Stage
 from jeoparda.order import Order
-from jeoparda.train.state import Training
+from jeoparda.train.state import Loop, Training
 
 SEED_IMAGES_PER_S = 590_326 / 60  # BigEarthNet in a minute, JEOPARDA's ResNet-50 on eight V100
 NEAR = 0.95  # of a rate: as good as that
@@ -51,7 +51,7 @@ def sides(t: Training, stage: Stage, steps: int) -> dict[str, Callable[[], float
     """By name, what gives the images a second of a turn. ceiling: steps on one batch that lies on the device, and
     nothing around them. loop: the loop, on batches that cost nothing. stored: the loop, on the store's. feed: the
     store's batches, which nobody uses. The wait for an epoch's first batch does not count."""
-    stored, made = (replace(t, feed=_feed(t, stage, kind, steps)) for kind in (t.feed.kind, "synthetic"))
+    stored, made = (replace(t, feed=_feed(t, stage, kind, steps), loop=Loop()) for kind in (t.feed.kind, "synthetic"))
     return {
         "ceiling": lambda: _ceiling(made, steps),
         "loop": lambda: _loop(made),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from benchmarks.feed import stores
 from jeoparda import train
 from jeoparda.comm import Comm
 from jeoparda.config import check
@@ -14,6 +15,8 @@ from jeoparda.store import Store
 from jeoparda.train import TrainRecipe
 from jeoparda.train.prepare import prepare
 from jeoparda.train.state import Loop, Training
+
+PATCHES, VAL = 512, 16  # of the store, or more where an epoch has more
 
 
 @contextmanager
@@ -27,9 +30,11 @@ def training(comm: Comm, /, **keys: Any) -> Iterator[tuple[Training, Stage]]:
             yield prepare(r, comm, store, stage, StopRequest()), stage
 
 
-def share(steps: int, batch: int, patches: int) -> float:
-    """A recipe's `subset` for epochs of so many steps, of a store of so many training patches."""
-    return steps * batch / patches
+def store_of(steps: int, batch: int) -> dict[str, Any]:
+    """The keys of a recipe whose epochs have so many steps: a store with as many patches to train on, or a part of
+    one."""
+    patches = max(PATCHES, steps * batch)
+    return {"store": str(stores.native(patches + VAL, VAL)), "subset": steps * batch / patches}
 
 
 def epoch(t: Training) -> tuple[int, float]:

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.feed import stores
-from benchmarks.train.loop import epoch, share, training
+from benchmarks.train.loop import epoch, store_of, training
 from jeoparda import optimizers
 from jeoparda.comm import Single
 from jeoparda.train.state import Training
-
-PATCHES, VAL = 512, 16
 
 
 def overhead(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
@@ -23,8 +20,7 @@ def overhead(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
     value: the median over the rounds of the loop's time over the bare steps'.
     """
     keys = {
-        "store": str(stores.native(PATCHES + VAL, VAL)),
-        "subset": share(steps, batch, PATCHES),
+        **store_of(steps, batch),
         "batch": batch,
         "model": {"name": "resnet18", "width": width},
         "feed": {"kind": "synthetic"},

@@ -43,8 +43,8 @@ def rows(names: Iterable[str] = ()) -> list[Row]:
 
 
 def measure(chosen: list[Row], jobs: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Train what is not trained yet, `jobs` runs at a time, and write each recipe's line to RESULTS once all its seeds
-    are there. A run that was interrupted goes on where it stopped."""
+    """Train, `jobs` runs at a time, and write each recipe's line to RESULTS once all its seeds are there. A run
+    that was interrupted goes on where it stopped."""
     stores = {kind: chips.store() if kind == "chips" else synthetic.store() for kind in {r.store for r in chosen}}
     seeds: dict[str, dict[int, dict[str, Any]]] = {row.name: {} for row in chosen}
     lines = []
@@ -63,10 +63,10 @@ def measure(chosen: list[Row], jobs: int, say: Callable[[str], None]) -> list[di
 def train(row: Row, seed: int, store: Path) -> dict[str, Any]:
     """One run, and its figures on the test split."""
     run = WORK / "train" / f"{row.name}-{seed}"
-    words = [f"store={store}", f"run={run}", f"seed={seed}", *row.words]
+    words = [f"store={store}", f"seed={seed}", *row.words]
     if row.weights:
         words.append(f"model.weights={_weights(row, seed, store)}")
-    call("train", DOCS / f"train-{row.name}.yaml", words)
+    synthetic.trained(DOCS / f"train-{row.name}.yaml", run, *words)
     fixed, own = (
         call("evaluate", None, [f"store={store}", f"run={run}", "samples=0", f"thresholds={kind}"])
         for kind in ("fixed", "run")
@@ -79,7 +79,7 @@ def _weights(row: Row, seed: int, store: Path) -> Path:
     import torch
 
     run = WORK / "train" / f"{row.name}-{seed}-weights"
-    call("train", DOCS / "train-resnet18-rgb.yaml", [f"store={store}", f"run={run}", f"seed={seed}", *row.weights])
+    synthetic.trained(DOCS / "train-resnet18-rgb.yaml", run, f"store={store}", f"seed={seed}", *row.weights)
     held = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
     torch.save(held["model"], run / "published.pth")
     return run / "published.pth"
@@ -89,13 +89,14 @@ def _effort(run: Path) -> dict[str, Any]:
     """What was trained, and what that took, of the run's journal."""
     entries = read(run / "journal.jsonl")
     start, epochs = entries[0], [e for e in entries if e["event"] == "epoch"]
+    cut = any(e["event"] == "resume" and e["step"] for e in entries)  # then an epoch's line tells of its rest alone
     return {
         "model": start["recipe"]["model"],
         "parameters": start["parameters"],
         "gflops_per_image": start["flops_per_image"] / 1e9,
         "epochs": len(epochs),
         "images": start["drawn_patches"] * len(epochs),
-        "minutes": sum(e["seconds"] + e["val_seconds"] for e in epochs) / 60,
+        "minutes": None if cut else sum(e["seconds"] + e["val_seconds"] for e in epochs) / 60,
     }
 
 
@@ -164,6 +165,6 @@ def _row(found: dict[str, Any]) -> str:
         found["reached"] or "–",
         scores(found),
         f"{found['bar']:g}",
-        ", ".join(f"{r['minutes']:.1f}" for r in found["runs"]),
+        ", ".join("–" if r["minutes"] is None else f"{r['minutes']:.1f}" for r in found["runs"]),
     )
     return f"| {' | '.join(cells)} |"

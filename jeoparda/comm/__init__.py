@@ -12,7 +12,7 @@ import traceback
 
 import torch
 
-from jeoparda.comm.ddp import Torch
+from jeoparda.comm.ddp import Torch, gpu_of
 from jeoparda.comm.elastic import elastic
 from jeoparda.comm.horovod import Horovod
 from jeoparda.comm.norm import SyncBatchNorm2d, synchronise_norm
@@ -50,6 +50,8 @@ def start(backend: Backend = "auto", exchange: ExchangeRecipe | None = None) -> 
     RecipeError when the backend cannot exchange as `exchange` says.
     """
     size, who = launched()
+    if who == "torchrun" and backend != "torch":
+        raise CommError("torchrun's ranks meet by torch.distributed: take comm=torch, or start them with mpirun")
     if backend == "single" or (backend == "auto" and size == 1):
         if size > 1:
             raise CommError(f"{who} launched {size} ranks, but comm=single: start one process, or take comm=auto")
@@ -72,12 +74,14 @@ def start(backend: Backend = "auto", exchange: ExchangeRecipe | None = None) -> 
 
 
 def device_of(comm: Comm) -> torch.device:
-    """This rank's GPU, or the CPU with its share of this machine's cores."""
+    """This rank's GPU, or the CPU with its share of this machine's cores; collective."""
+    cores = cores_of(comm)  # on every rank, whatever its environment
     if torch.cuda.is_available():
-        torch.cuda.set_device(comm.local_rank)
-        return torch.device("cuda", comm.local_rank)
+        gpu = gpu_of(comm.local_rank)
+        torch.cuda.set_device(gpu)
+        return torch.device("cuda", gpu)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores_of(comm))
+        torch.set_num_threads(cores)
     return torch.device("cpu")
 
 

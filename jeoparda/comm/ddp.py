@@ -80,7 +80,7 @@ class Torch:
         self.local_rank, self.local_size = place.local_rank, place.local_size
         gpu = torch.cuda.is_available()
         if gpu:
-            torch.cuda.set_device(self.local_rank)  # before NCCL starts, which takes the current one
+            torch.cuda.set_device(gpu_of(self.local_rank))  # before NCCL starts, which takes the current one
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo", store=_store(place), rank=self.rank, world_size=self.size
         )
@@ -116,6 +116,18 @@ class Torch:
 
     def close(self) -> None:
         self._dist.destroy_process_group()
+
+
+def gpu_of(local_rank: int) -> int:
+    """The number of a rank's GPU: the only one where the launcher shows each rank its own. CommError where there are
+    fewer GPUs than ranks."""
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise CommError(
+            f"{socket.gethostname()}: this is rank {local_rank + 1} of this node, which shows {count} GPUs; start "
+            f"{count} ranks a node"
+        )
+    return local_rank if count > 1 else 0
 
 
 def refuse(exchange: ExchangeRecipe) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from jeoparda.comm.horovod import Horovod
 from jeoparda.comm.protocol import Backend, Comm, ExchangeRecipe
 from jeoparda.errors import CommError, RanksLost
+from jeoparda.signals import EXIT_RESUMABLE, asked
 
 T = TypeVar("T")
 
@@ -36,7 +37,11 @@ def elastic(act: Callable[[Comm], T], backend: Backend, exchange: ExchangeRecipe
         try:
             return act(comm)
         except RanksLost as e:
-            print(f"jeoparda: rank {comm.rank} of {comm.size}: {e}; going on without it", file=sys.stderr, flush=True)
+            stop = asked()
+            then = f"ended, as told by {stop}" if stop else "going on with the nodes that are left"
+            print(f"jeoparda: rank {comm.rank} of {comm.size}: {e}; {then}", file=sys.stderr, flush=True)
+            if stop:
+                os._exit(EXIT_RESUMABLE)
             raise HorovodInternalError(str(e)) from e  # by which Horovod knows to gather the ranks anew
 
     result: T = attempt(Nothing(hvd.broadcast_object, hvd.rank))

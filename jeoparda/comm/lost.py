@@ -11,7 +11,8 @@ from jeoparda.errors import RanksLost
 _GONE = re.compile(
     r"connection (was )?(closed|reset|refused)|connect(ion)? .*timed? ?out|broken pipe|socket (closed|timeout)"
     r"|horovod has been shut down|remote process exited|no route to host|network is unreachable"
-    r"|timed out waiting .*(recv|send|ms for)|watchdog .*timeout",
+    r"|timed out waiting .*(recv|send|ms for)|watchdog .*timeout|timeout caused pair closure"
+    r"|failed to connect.*timed out|socket has timed out|communicator was aborted",
     re.IGNORECASE | re.DOTALL,
 )
 

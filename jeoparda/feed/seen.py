@@ -273,7 +273,7 @@ def _by_all(lines: list[_Line]) -> bool:
 
 
 def table(epochs: list[Seen]) -> str:
-    """A line an epoch; epochs and steps counted from 1, as training counts them aloud."""
+    """A line an epoch; epochs and steps counted from 1. Where gradients are accumulated a part of a step is a step."""
     head = ("epoch", "samples", "seen", "missing", "too often", "foreign", "wrong steps", "steps", "starts", "ranks")
     rows = [_row(e) for e in epochs]
     widths = [max(len(str(row[i])) for row in (head, *rows)) for i in range(len(head))]
@@ -290,7 +290,11 @@ def faults(epochs: list[Seen], store: Store) -> Iterator[str]:
     """A sentence for each thing that is wrong."""
     ids = store.column("id")
     for e in epochs:
-        for what, numbers in (("missing", e.missing), ("seen too often", e.too_often), ("not of the split", e.foreign)):
+        for what, numbers in (
+            ("missing, or seen too seldom", e.missing),
+            ("seen too often", e.too_often),
+            ("not of the split", e.foreign),
+        ):
             if len(numbers):
                 known = [str(ids[n]) if 0 <= n < len(ids) else f"no patch {n}" for n in numbers[:_NAMED]]
                 yield f"epoch {e.epoch + 1}: {what}: {', '.join(known)}{_more(numbers)}"

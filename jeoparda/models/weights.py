@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +16,16 @@ State = dict[str, torch.Tensor]
 _PUBLISHED_BANDS = 3
 
 
-def load_weights(model: nn.Module, r: ModelRecipe, bands: tuple[str, ...]) -> str:
+def load_weights(model: nn.Module, r: ModelRecipe, bands: tuple[str, ...], classes: tuple[str, ...]) -> str:
     """Give the model the parameters of the file r.weights, and say what was not taken as it is.
 
-    bands: of the model's images, in order. A file of three bands is inflated to others (`inflated`). The last layer
-    stays as it is where the file has another number of classes. RecipeError where the file is none, does not say its
-    bands (r.weights_bands), has others or in another order, or where any other parameter is missing, left over or
-    of another shape; CheckpointError where a checkpoint is damaged.
+    bands, classes: of the model's images and logits, in order. A file of three bands is inflated to others
+    (`inflated`). The last layer stays as it is where the file has other classes, or another number of them. RecipeError
+    where the file is none, does not say its bands (r.weights_bands), has others or in another order, or where any other
+    parameter is missing, left over or of another shape; CheckpointError where a checkpoint is damaged.
     """
     held = _read(r)
-    state, own, theirs = _state(held), model.state_dict(), _bands(r, held)
+    state, own, theirs = _state(r, held), model.state_dict(), _bands(r, held)
     stem = next(iter(own))  # the layer that sees the bands comes first, the one that names the classes last
     last = next(reversed(own)).rpartition(".")[0]
     _check_stem(r, state, stem, theirs)
@@ -34,13 +35,22 @@ def load_weights(model: nn.Module, r: ModelRecipe, bands: tuple[str, ...]) -> st
         if stem in state:
             state[stem] = inflated(state[stem], theirs, bands)
             said.append(f"{stem} inflated from {', '.join(theirs)}")
-    classes, mine = (len(s[f"{last}.bias"]) if f"{last}.bias" in s else 0 for s in (state, own))
-    if classes and classes != mine:
+    if f"{last}.bias" in state and (other := _other_classes(held, len(state[f"{last}.bias"]), classes)):
         state |= {name: own[name] for name in own if name.startswith(f"{last}.")}
-        said.append(f"{last} fresh, as it has {classes} classes there and {mine} here")
+        said.append(f"{last} fresh, as it has {other}")
     _check_fit(r, held, state, own)
     model.load_state_dict({name: state.get(name, own[name]) for name in own})
     return f"{r.weights}: " + ("; ".join(said) or "every parameter as it is there")
+
+
+def _other_classes(held: dict[str, Any], count: int, classes: tuple[str, ...]) -> str:
+    """What is different about the file's classes, "" where they are ours, or as many and not named."""
+    named = held.get("about", {}).get("classes", list(classes) if count == len(classes) else [])
+    if named == list(classes):
+        return ""
+    return (
+        f"{count} classes there and {len(classes)} here" if count != len(classes) else f"other classes: {named[0]} ..."
+    )
 
 
 def inflated(filters: torch.Tensor, theirs: tuple[str, ...], bands: tuple[str, ...]) -> torch.Tensor:
@@ -55,23 +65,29 @@ def inflated(filters: torch.Tensor, theirs: tuple[str, ...], bands: tuple[str, .
 
 
 def _read(r: ModelRecipe) -> dict[str, Any]:
-    if r.weights is None:
-        raise ValueError("no model.weights to load")
-    path = r.weights
+    path = Path(str(r.weights))
+    if path.with_name(f"{path.name}.sha256").exists():  # a checkpoint of ours
+        return checkpoint.load(path)
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
-        reason = str(e).partition("\n")[0]
-        raise RecipeError(f"model.weights = {path}: cannot be read as a file of weights: {reason}") from e
+    except OSError as e:
+        raise RecipeError(f"model.weights = {path}: cannot be read: {e.strerror or e}") from e
+    except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as e:
+        raise RecipeError(
+            f"model.weights = {path}: cannot be read as a file of tensors by name; one with other objects is not "
+            "opened, for it could run code: save model.state_dict() alone"
+        ) from e
     if not isinstance(held, dict):
         raise RecipeError(f"model.weights = {path}: holds a {type(held).__name__}; expected parameters by name")
-    return checkpoint.load(path) if "about" in held else held
+    return held
 
 
-def _state(held: dict[str, Any]) -> State:
+def _state(r: ModelRecipe, held: dict[str, Any]) -> State:
     """The parameters: those that evaluation would take, of a checkpoint."""
-    found = held.get("average") or held.get("state_dict") or held.get("model") or held
-    return dict(found)
+    for found in (held.get("average"), held.get("state_dict"), held.get("model"), held):
+        if isinstance(found, dict) and found and all(isinstance(x, torch.Tensor) for x in found.values()):
+            return dict(found)
+    raise RecipeError(f"model.weights = {r.weights}: holds no parameters by name; expected a state dict")
 
 
 def _bands(r: ModelRecipe, held: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Scenes become maps: a multi-label classifier looks at patches all over a scene, and each becomes one pixel.
+"""Scenes become maps: a classifier looks at patches all over a scene, and each becomes one pixel.
 
 For each scene: NAME_classes.tif, the most probable class; NAME_probabilities.tif, one band a class; two pictures
 for the report; and a line of ledger.jsonl. The ledger knows a finished scene by the content of its bands, the

@@ -27,6 +27,7 @@ from jeoparda.files import whole
 from jeoparda.journal import Journal, read
 from jeoparda.order import key
 from jeoparda.progress import track
+from jeoparda.ranks import PARTS, RankEpoch
 from jeoparda.signals import StopRequest
 from jeoparda.store import Store
 from jeoparda.train.figures import describe, epoch_line, spoken
@@ -50,8 +51,13 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
     stop = StopRequest()
     store = Store(r.store)
     both = np.concatenate([store.split(split) for split in ("train", "val")])
-    with Stage(store, r.feed.stage, r.feed.stage_folder, both, comm) as stage:
-        return _train(prepare(r, comm, store, stage, stop))
+    with (
+        stall.watch(r.stall_s, r.run, comm) as watch,
+        Stage(store, r.feed.stage, r.feed.stage_folder, both, comm) as stage,
+    ):
+        t = prepare(r, comm, store, stage, stop)
+        t.watch = watch
+        return _train(t)
 
 
 def _train(t: Training) -> Path:
@@ -66,7 +72,7 @@ def _train(t: Training) -> Path:
             draft.write_text(dump(r))
         journal.append("resume" if t.loop != Loop() else "start", **describe(t))
         print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
-    with _seen(t), _board(t), _how_to_go_on(r.run), stall.watch(r.stall_s, r.run, comm) as t.watch:
+    with _seen(t), _board(t), _how_to_go_on(r.run):
         while not t.finished:
             _round(t, journal)
     if journal:
@@ -111,15 +117,12 @@ def _how_to_go_on(run: Path) -> Iterator[None]:
 
 def _round(t: Training, journal: Journal | None) -> None:
     """What is left of an epoch, then validation, a line in the journal, a checkpoint."""
-    t.clock.restart()
-    meter.restart_memory(t.device)
-    t.energy.start()
-    first_wait_s, images, seconds = epoch(t)
+    mine = _measured(t)
     with t.clock("checksum"):
         same_everywhere(t.comm, dict(t.model.named_parameters()), f"weights after epoch {t.loop.epoch + 1}")
     with t.clock("validation"):
         figures = _validate(t)
-    line = epoch_line(t, first_wait_s, images, seconds, figures)
+    line = epoch_line(t, mine, figures)
     if journal:  # before the checkpoint: a crash between the two leaves a line to find, not a line lost
         if not any(e["event"] == "epoch" and e["epoch"] == line["epoch"] for e in read(journal.path)):
             journal.append("epoch", **line)
@@ -130,12 +133,37 @@ def _round(t: Training, journal: Journal | None) -> None:
     best = (figures["micro_f1"], line["step"]) if better else (t.loop.best_f1, t.loop.best_step)
     t.loop = Loop(t.loop.epoch + 1, best_f1=best[0], best_step=best[1])
     t.watch.beat("the checkpoint")
+    started = time.perf_counter()
     save(t)
+    t.comm.barrier()  # or the others would wait for rank 0 in the next epoch's time
+    t.saved_s = time.perf_counter() - started
+
+
+def _measured(t: Training) -> RankEpoch:
+    """What is left of an epoch, and what it took this rank."""
+    t.clock.restart()
+    meter.restart_memory(t.device)
+    t.energy.start()
+    first_wait_s, images, seconds = epoch(t)
+    joules = t.energy.joules()
+    return RankEpoch(
+        images,
+        seconds,
+        first_wait_s,
+        {part: t.feed.waits.get(part, 0.0) + t.clock.spent_s.get(part, 0.0) for part in PARTS},
+        meter.resident_bytes(),
+        meter.device_bytes(t.device),
+        joules["gpu"],
+        joules["cpu"],
+        meter.peak_flops(t.device, t.r.precision),
+    )
 
 
 def _validate(t: Training) -> dict[str, float]:
     """The figures of the validation split, after which classes have their thresholds."""
     model = t.average.module if t.average else t.model
+    if t.r.norm == "local":  # whose running statistics differ: rank 0's are saved
+        t.comm.same_weights(model)
     numbers, scores, loss = infer(
         model, t.val, t.device, t.comm, t.targets, lambda: t.watch.beat("validation"), t.precision.autocast()
     )

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from jeoparda import meter
 from jeoparda.config import as_dict
 from jeoparda.journal import provenance
-from jeoparda.ranks import PARTS, RankEpoch, combine
+from jeoparda.ranks import RankEpoch, combine
 from jeoparda.train.recipe import TrainRecipe
 from jeoparda.train.state import Training
 
@@ -35,23 +34,8 @@ def describe(t: Training) -> dict[str, Any]:
     }
 
 
-def epoch_line(
-    t: Training, first_wait_s: float, images: int, seconds: float, figures: dict[str, float]
-) -> dict[str, Any]:
-    """The epoch's journal line; on every rank, for it gathers from all. first_wait_s, images, seconds: of this rank's
-    training steps."""
-    joules, waits, spent_s = t.energy.joules(), t.feed.waits, t.clock.spent_s
-    mine = RankEpoch(
-        images,
-        seconds,
-        first_wait_s,
-        {part: waits.get(part, 0.0) + spent_s.get(part, 0.0) for part in PARTS},
-        meter.resident_bytes(),
-        meter.device_bytes(t.device),
-        joules["gpu"],
-        joules["cpu"],
-        meter.peak_flops(t.device, t.r.precision),
-    )
+def epoch_line(t: Training, mine: RankEpoch, figures: dict[str, float]) -> dict[str, Any]:
+    """The epoch's journal line; on every rank, for it gathers from all. mine: of this rank's training steps."""
     ranks, losses = zip(*t.comm.gather((mine, t.loop.loss_sum), "train.line"), strict=True)
     return {
         "epoch": t.loop.epoch + 1,
@@ -59,7 +43,8 @@ def epoch_line(
         "loss": sum(losses) / t.steps,
         "lr": t.averaging.optimizer.param_groups[0]["lr"],
         "val": figures,
-        "val_seconds": spent_s["validation"],
+        "val_seconds": t.clock.spent_s["validation"],
+        "last_save_seconds": t.saved_s,  # of the checkpoint after the epoch before: this line comes before its own
     } | combine(ranks, t.flops)
 
 

@@ -36,6 +36,14 @@ def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRe
     learnt = targets.build(store.info, r.labels, r.task)
     if learnt.single and r.thresholds == "per-class":
         raise RecipeError("thresholds = per-class: patches of one class each need none; take fixed")
+    if r.model.weights_bands and not r.model.weights:
+        raise RecipeError(
+            "model.weights_bands: are those of model.weights, which is null; name the file, or leave them out"
+        )
+    if r.compile in ("reduce-overhead", "max-autotune") and r.accumulate > 1:
+        raise RecipeError(
+            f"compile = {r.compile}: its CUDA graphs do not go with accumulate = {r.accumulate}; take default"
+        )
     if r.compile != "none" and r.model.recompute:
         raise RecipeError(
             f"compile = {r.compile}: does not go with model.recompute; take compile = none, or false there"
@@ -50,7 +58,6 @@ def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRe
     # weights stay row-major: Horovod reduces nothing else; images come channels-last
     model.to(device, numbers.weights)
     flops = meter.flops(model, (len(layout.bands), side_px, side_px))
-    fresh = load_weights(model, r.model, layout.bands) if r.model.weights else ""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r.ema), use_buffers=True) if r.ema else None
     clock = Stopwatch()
 
@@ -80,12 +87,12 @@ def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRe
         stop=stop,
         average=average,
         left_out=left_out,
-        fresh=fresh,
         flops=flops,
         clock=clock,
         energy=Energy(device, comm.local_rank),
     )
-    resume(t)
+    if not resume(t) and r.model.weights:
+        t.fresh = load_weights(model, r.model, layout.bands, learnt.classes)
     comm.same_weights(model)
     return t
 

@@ -81,7 +81,11 @@ class TrainRecipe:
     comm: Backend = opt("auto", "auto: Horovod when a launcher started more than one rank; torch: DDP")
     exchange: ExchangeRecipe = opt(ExchangeRecipe, "how ranks average their gradients")
     stall_s: float = opt(
-        600.0, "a run that takes no step for so long is ended, to be started again; 0: it waits for ever", "s", ge=0
+        600.0,
+        "a run that takes no step for so long, or for half an hour before the first, is ended, to be started again; "
+        "0: never",
+        "s",
+        ge=0,
     )
     threshold: float = opt(0.5, "a class is predicted from this probability on", gt=0, lt=1)
     thresholds: Literal["fixed", "per-class"] = opt(

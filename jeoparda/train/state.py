@@ -58,14 +58,15 @@ class Training:
     stop: StopRequest
     average: AveragedModel | None  # where the recipe asks for one
     left_out: list[int]  # patches that have no label among those that are learnt
-    fresh: str  # what published weights left as it was
     flops: int  # of a step, for one image
     clock: Stopwatch
     energy: Energy
+    fresh: str = ""  # what published weights left as it was
     thresholds: list[float] | None = None  # per class, once they are tuned
     watch: Watch = field(default_factory=Watch.none)
     seen: SeenWriter | None = None
     board: Board | None = None
+    saved_s: float = 0.0  # that the last epoch's checkpoint took
 
     @property
     def steps(self) -> int:
@@ -112,14 +113,14 @@ def save(t: Training) -> None:
         "optimizer": t.averaging.optimizer.state_dict(),
         "scaler": t.precision.scaler.state_dict(),
         "average": t.average.module.state_dict() if t.average else None,
-        "thresholds": t.thresholds,
+        "thresholds": t.thresholds if t.loop.step == 0 else None,  # within an epoch they are of older weights
         "loop": asdict(t.loop) | {"loss_sum": loss_sum},
         "recipe": _identity(t.r),
         "about": _about(t),
     }
     checkpoint.save(checkpoint.path_of(t.r.run, t.done), state)
     _mark_best(t)
-    checkpoint.prune(t.r.run, t.r.checkpoint.keep)
+    checkpoint.prune(t.r.run, t.r.checkpoint.keep, t.done)
 
 
 def _about(t: Training) -> dict[str, Any]:

@@ -88,7 +88,7 @@ LAUNCHES = [
 ]
 
 
-@pytest.mark.parametrize(("n", "launcher", "backend"), LAUNCHES)
+@pytest.mark.parametrize(("n", "launcher", "backend"), [LAUNCHES[1], *LAUNCHES[3:]])
 def test_collectives_mean_the_same(found, n, launcher, backend):
     per_node = n // 2 if launcher == "slurm-like" else n
     expected = [[rank, n, rank % per_node, per_node] for rank in range(n)]
@@ -106,7 +106,7 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize(("n", "launcher", "backend"), LAUNCHES[:4] + LAUNCHES[6:])
+@pytest.mark.parametrize(("n", "launcher", "backend"), [LAUNCHES[0], LAUNCHES[2], *LAUNCHES[6:]])
 def test_weights_are_those_of_one_process(found, alone, n, launcher, backend):
     """In float64, with synchronised norms, clipping, and one part or two a step."""
     assert apart(alone[1], alone[2]) > 1e-3  # norms see a part at a time, so that these are two tests
@@ -228,9 +228,3 @@ def test_under_horovodrun_too(ranks: Ranks, tmp_path):
 @pytest.mark.parametrize(("n", "launcher", "backend"), [LAUNCHES[0], LAUNCHES[2], LAUNCHES[7]])
 def test_closing_waits_for_nobody_s_death(found, n, launcher, backend):
     assert found(n, launcher, "late", backend) == [None] * n
-
-
-@pytest.mark.parametrize("setting", ["reduce=hierarchical", "reduce=adasum", "cycle_ms=1"])
-def test_what_ddp_cannot_do_is_refused(slurm_like, tmp_path, setting):
-    for done in slurm_like(1, 2, "gradients", "torch", tmp_path, setting):
-        assert done.returncode == 1 and f"exchange.{setting.partition('=')[0]} = " in done.stderr

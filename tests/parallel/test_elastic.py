@@ -29,7 +29,7 @@ def test_the_others_go_on(ranks: Ranks, cli, tiny_store, tmp_path, apart):
     assert finished(tmp_path / "run") and apart(tmp_path / "run", tmp_path / "undisturbed") < 1e-10
     begun = [e for e in read(tmp_path / "run" / "journal.jsonl") if e["event"] in ("start", "resume")]
     assert [e["ranks"] for e in begun] == [2, 1]
-    assert "going on without it" in done.stdout + done.stderr
+    assert "going on with the nodes that are left" in done.stdout + done.stderr
 
 
 def test_launchers_that_cannot_say_so(cli, tiny_store, tmp_path):

@@ -66,19 +66,20 @@ def test_a_stopped_rank_is_noticed_and_named(ranks: Ranks, undisturbed, tiny_sto
 def test_a_rank_that_lives_and_hangs_is_named_with_the_line(ranks: Ranks, tiny_store, tmp_path):
     """As on a filesystem that does not answer one node: the others wait for it in an exchange."""
     code = (
-        "import os, sys, time, runpy\n"
+        "import glob, os, sys, time, runpy\n"
         "import jeoparda.feed.reader as reader\n"
-        "read, calls = reader.Reader._read_and_check, []\n"
+        "read = reader.Reader._read_and_check\n"
         "def hung(*words):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 9: time.sleep(600)\n"
+        "    if glob.glob(os.environ['RUN'] + '/checkpoints/0*.pt'): time.sleep(600)\n"
         "    return read(*words)\n"
         "if os.environ['OMPI_COMM_WORLD_RANK'] == '1': reader.Reader._read_and_check = hung\n"
         "sys.argv[0] = 'jeoparda'\n"
         "runpy.run_module('jeoparda', run_name='__main__')"
     )
     path = recipe(tmp_path, tiny_store)
-    done = ranks.start(2, "mpirun", "train", path, SMALL, program=(sys.executable, "-c", code)).end(90)
+    done = ranks.start(
+        2, "mpirun", "train", path, SMALL, program=(sys.executable, "-c", code), RUN=str(tmp_path / "run")
+    ).end(90)
     assert done.returncode == EXIT_RESUMABLE, done.stderr
     assert re.search(r"^jeoparda: rank 0 of 2: no step for \d+ s, waiting in .* \(comm", done.stderr, re.M)
     assert "rank 1 on" in done.stderr and "lives, but has stood for " in done.stderr and "(feed/" in done.stderr

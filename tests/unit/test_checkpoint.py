@@ -2,6 +2,7 @@
 
 import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,14 +94,41 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch, fail
 def test_prune_keeps_the_newest_and_the_best(tmp_path):
     paths = saved(tmp_path, 1, 2, 3, 20, 100)
     checkpoint.mark_best(paths[1])
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, 100)
     kept = [n for n in names(tmp_path) if not n.startswith("best.pt")]
     assert kept == [f"{s:08d}.pt{x}" for s in (2, 20, 100) for x in ("", ".sha256")]
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["loop"]["loss_sum"] == 2
     checkpoint.mark_best(paths[4])
-    checkpoint.prune(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1, 100)
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["loop"]["loss_sum"] == 100
     assert [n for n in names(tmp_path) if not n.startswith("best.pt")] == ["00000100.pt", "00000100.pt.sha256"]
+
+
+def test_what_is_later_than_the_newest_goes_first(tmp_path):
+    """Damaged ones that were passed over: kept, they would push out what is written after."""
+    saved(tmp_path, 4, 7, 8)
+    saved(tmp_path, 5)
+    checkpoint.prune(tmp_path, 1, 5)
+    assert names(tmp_path) == ["00000005.pt", "00000005.pt.sha256"]
+
+
+def test_a_crash_between_the_digest_and_the_file_it_is_of(tmp_path, monkeypatch):
+    """When one is written over: the old file is still whole, and taken for it."""
+    (path,) = saved(tmp_path, 1)
+    replace = os.replace
+
+    def crash(draft, to):
+        if Path(to) == path:
+            raise KeyboardInterrupt
+        replace(draft, to)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(path, {"loop": {"loss_sum": 9}})
+    monkeypatch.undo()
+    assert checkpoint.load(path)["loop"]["loss_sum"] == 1
+    checkpoint.save(path, {"loop": {"loss_sum": 9}})
+    assert checkpoint.load(path)["loop"]["loss_sum"] == 9
 
 
 def test_drafts_of_a_killed_writer_do_not_pile_up(tmp_path):
@@ -108,7 +136,7 @@ def test_drafts_of_a_killed_writer_do_not_pile_up(tmp_path):
     draft = tmp_path / "checkpoints" / ".00000002.pt.4242.part"
     draft.write_bytes(b"x" * 1000)  # what SIGKILL in the middle of writing leaves; a real one has 100 MB and more
     saved(tmp_path, 3)
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, 3)
     assert not draft.exists()
     assert checkpoint.newest(tmp_path)[0] == checkpoint.path_of(tmp_path, 3)
 

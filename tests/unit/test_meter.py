@@ -1,8 +1,10 @@
 """Figures of an epoch: time, arithmetic, memory, energy, and the rank that the others waited for."""
 
+import errno
 import importlib.util
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from torch import nn
 from jeoparda import board, energy, meter
 from jeoparda.board import Board
 from jeoparda.energy import Energy, rapl_counters
+from jeoparda.errors import DiskError
 from jeoparda.journal import Journal, read
 from jeoparda.meter import Stopwatch
 from jeoparda.models.resnet import resnet18, resnet50
@@ -313,7 +316,7 @@ def test_joules_of_a_gpu_are_found_by_its_uuid(monkeypatch, tmp_path):
     assert e.joules() == {"gpu": 1.5, "cpu": None}
     del nvml.mj["GPU-aa"]  # and a run goes on without
     assert e.joules() == {"gpu": None, "cpu": None} == e.joules()
-    with pytest.warns(UserWarning, match="energy of the GPU is not told: NVML: Not Supported"):
+    with pytest.warns(UserWarning, match=r"energy of the GPU is not told \(local rank 0\): NVML: Not Supported"):
         assert Energy(torch.device("cuda", 1), 0, tmp_path, nvml).joules()["gpu"] is None
     with pytest.warns(UserWarning, match=r"torch .* does not tell which GPU it uses; 2\.5"):
         Energy(torch.device("cuda", 2), 0, tmp_path, nvml)
@@ -530,3 +533,25 @@ def test_the_parts_of_a_feeds_wait_are_its_wait(tiny_store, monkeypatch):
         assert feed.waits["read"] < seconds - steps * 0.02
     feed.restore({"epoch": 5, "step": steps})
     assert list(feed) == [] and feed.waited_s == 0 == sum(feed.waits.values())
+
+
+def test_a_disk_that_fills_in_a_record_leaves_the_others_readable(tmp_path, monkeypatch):
+    """A write takes a part, and only the next says why: what it took must not stand before later records."""
+    write, left = os.write, [10]
+
+    def until_full(file: int, raw: bytes) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(file, raw[: left[0]])
+        left[0] -= taken
+        return taken
+
+    shown = Board(tmp_path, 0)
+    shown.write(line_of(1, 1.0))
+    with monkeypatch.context() as m:
+        m.setattr(os, "write", until_full)
+        with pytest.raises(DiskError):
+            shown.write(line_of(2, 0.5))
+    shown.write(line_of(3, 0.25))
+    shown.close()
+    assert scalars(tmp_path)["loss"] == [(30, 1.0), (90, 0.25)]

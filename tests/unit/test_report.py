@@ -404,9 +404,10 @@ def test_single_label_confusion_is_a_table(tmp_path, classes):
     assert [[0 if v == "·" else int(v) for v in r[1:]] for r in rows] == found["confusion"]
     matrix = np.array(found["confusion"])
     np.fill_diagonal(matrix, 0)
-    i, j = np.unravel_index(matrix.argmax(), matrix.shape)
+    worst = sorted((-matrix[i, j], names[i], names[j]) for i, j in zip(*matrix.nonzero(), strict=True))[:5]
     text = Reader(page).text
-    assert f"{names[i]} taken for {names[j]} ({matrix.max()})" in text or (matrix == matrix.max()).sum() > 1
+    for n, true, said in worst:
+        assert f"{true} taken for {said} ({-n})" in text
     assert "accuracy" in text and "By CORINE level" not in text and "threshold 0.5" not in text
 
 

@@ -652,7 +652,7 @@ def test_thresholds_are_of_the_validation_split_and_used_after(tiny_store, tmp_p
     assert epochs(run) == epochs(plain)  # validation is told at the one threshold, for these are fitted to it
     found = evaluate.run(EvaluateRecipe(run=run, store=tiny_store, split="test"), Single())
     assert [c["threshold"] for c in found["classes"]] == state["thresholds"] != [0.5] * 43
-    with pytest.raises(RecipeError, match="were tuned on these validation patches"):
+    with pytest.raises(RecipeError, match="were tuned on validation patches"):
         evaluate.run(EvaluateRecipe(run=run, store=tiny_store, split="val"), Single())
 
 
