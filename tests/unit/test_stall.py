@@ -134,6 +134,7 @@ def test_signs_are_there_while_it_runs_and_gone_after(tmp_path):
     folder = tmp_path / "run" / "ranks"
     folder.mkdir(parents=True)
     (folder / "005").write_text("of an earlier start on more ranks")
+    (folder.parent / "journal.jsonl").write_text("")
     with Watch(600, folder, 0, 2) as one:
         one.beat("step 1")
         with Watch(600, folder, 1, 2):
@@ -144,6 +145,10 @@ def test_signs_are_there_while_it_runs_and_gone_after(tmp_path):
             assert sorted(os.listdir(folder)) == ["000", "001"]
         assert os.listdir(folder) == ["000"]
     assert not folder.exists() and folder.parent.exists()
+    (folder.parent / "journal.jsonl").unlink()
+    with Watch(600, folder, 0, 2):  # of a run that is refused
+        pass
+    assert not folder.parent.exists()
 
 
 def test_where_the_loop_is_in_this_package(tmp_path, monkeypatch):
