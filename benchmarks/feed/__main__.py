@@ -18,8 +18,9 @@ import click
 
 from benchmarks.feed import stores
 from benchmarks.feed.loaders import AUGMENT, STILL, footprint
-from benchmarks.feed.measure import ROOT, Turn, compare, disk, ratio, table
+from benchmarks.feed.measure import ROOT, Turn, compare, disk, table
 from benchmarks.feed.peers import PEERS, files_of
+from benchmarks.turns import ratio
 
 ROUNDS = 5
 PATCHES = 8_192  # whole batches, and more than 1 GB

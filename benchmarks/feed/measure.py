@@ -14,11 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
+
+from benchmarks.turns import in_turn
 
 ROOT = Path(__file__).parents[2]
 WARM_S = 3.0  # a warm turn lasts whole epochs, at least this long
@@ -34,6 +37,10 @@ class Turn:
     patches_per_s: float
     cpu_us: float
     batch: dict[str, Any]
+
+    @property
+    def rate(self) -> float:
+        return self.patches_per_s
 
 
 # ---- in a contender's process
@@ -107,31 +114,24 @@ class Contender:
 def compare(
     commands: dict[str, tuple[str, ...]], folders: list[Path], cold: bool, rounds: int, alike: Iterable[str] = ()
 ) -> dict[str, list[Turn]]:
-    """Turns of every contender, by its name: each once a round, in reversed order every second round.
-
-    A round before them does not count. Warm: the files of `folders` are in the page cache. Cold: none of their pages
-    is, before each turn of one epoch. The contenders `alike` must deliver batches of the same shapes and types.
-    """
+    """Turns of every contender, by its name (`in_turn`). Warm: the files of `folders` are in the page cache. Cold: none
+    of their pages is, before each turn of one epoch. The contenders `alike` must deliver batches of the same shapes and
+    types."""
     contenders = {name: Contender(*command) for name, command in commands.items()}
-    turns: dict[str, list[Turn]] = {name: [] for name in contenders}
+
+    def turn(contender: Contender) -> Turn:
+        prepare(folders, cold)
+        return contender.turn(0 if cold else WARM_S)
+
     try:
-        for i in range(rounds + 1):
-            for name in list(contenders) if i % 2 else reversed(contenders):
-                prepare(folders, cold)
-                turns[name].append(contenders[name].turn(0 if cold else WARM_S))
+        turns = in_turn({name: partial(turn, c) for name, c in contenders.items()}, rounds)
     finally:
         for c in contenders.values():
             c.close()
     for a, b in itertools.pairwise(alike):
         if turns[a][0].batch != turns[b][0].batch:
             raise SystemExit(f"{a} delivers {turns[a][0].batch}, {b} delivers {turns[b][0].batch}")
-    return {name: found[1:] for name, found in turns.items()}
-
-
-def ratio(turns: dict[str, list[Turn]], one: str, other: str) -> float:
-    """The median over the rounds of one's rate over the other's in the same round."""
-    pairs = zip(turns[one], turns[other], strict=True)
-    return statistics.median(a.patches_per_s / b.patches_per_s for a, b in pairs)
+    return turns
 
 
 def table(turns: dict[str, list[Turn]]) -> dict[str, Any]:

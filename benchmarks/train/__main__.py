@@ -97,7 +97,8 @@ def scaling(steps: int, batch: int, model: str, norm: str, rounds: int) -> None:
     Beside it, over those of two that train side by side without any exchange: what cores and memory that are shared
     cost by themselves is in both of these.
     """
-    from benchmarks.train.ranks import command, compare, ratio, table, together
+    from benchmarks.train.ranks import command, compare, table, together
+    from benchmarks.turns import ratio
     from jeoparda.launch.local import launcher
 
     ways, cores = launcher(2), sorted(os.sched_getaffinity(0))
@@ -123,7 +124,8 @@ def scaling(steps: int, batch: int, model: str, norm: str, rounds: int) -> None:
 @click.option("--rounds", default=ROUNDS)
 def backends(steps: int, batch: int, model: str, norm: str, rounds: int) -> None:
     """The time of a step under Horovod over that under DDP, and the memory of a rank, two ranks of one thread."""
-    from benchmarks.train.ranks import compare, ratio, table, together
+    from benchmarks.train.ranks import compare, table, together
+    from benchmarks.turns import ratio
     from jeoparda.launch.local import launcher
 
     ways, cores = launcher(2), sorted(os.sched_getaffinity(0))

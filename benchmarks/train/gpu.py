@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.train.loop import epoch, training
+from benchmarks.turns import in_turn
 from jeoparda import meter
 from jeoparda.comm import Single, cores_of
 from jeoparda.feed import Feed, Plan
@@ -27,12 +28,8 @@ def measure(store: Path, steps: int, rounds: int, **keys: Any) -> dict[str, Any]
     in which torch compiles. keys: of the recipe."""
     with training(Single(), store=str(store), epochs=1_000_000, **keys) as (t, stage):
         meter.restart_memory(t.device)
-        turns = sides(t, stage, steps)
-        rates: dict[str, list[float]] = {name: [turn()] for name, turn in turns.items()}
-        for i in range(rounds):
-            for name in list(turns) if i % 2 else reversed(turns):
-                rates[name].append(turns[name]())
-        found = {name: statistics.median(turn[1:]) for name, turn in rates.items()}
+        rates = in_turn(sides(t, stage, steps), rounds)
+        found = {name: statistics.median(turns) for name, turns in rates.items()}
         peak = meter.peak_flops(t.device, t.r.precision)
         return {
             "images_per_s": found,

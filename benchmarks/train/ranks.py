@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from benchmarks.turns import in_turn
+
 ROOT = Path(__file__).parents[2]
 
 Command = tuple[str, ...]
@@ -26,6 +28,10 @@ class Turn:
     images_per_s: float
     step_s: float
     resident_mb: tuple[float, ...]
+
+    @property
+    def rate(self) -> float:
+        return self.images_per_s
 
 
 # ---- in a rank's process
@@ -113,26 +119,15 @@ class Team:
 
 
 def compare(commands: Mapping[str, tuple[Command, ...]], env: dict[str, str], rounds: int) -> dict[str, list[Turn]]:
-    """Turns of every team, by its name: each once a round, in reversed order every second round. A round before them
-    does not count."""
+    """Turns of every team, by its name (`in_turn`)."""
     teams: dict[str, Team] = {}
-    turns: dict[str, list[Turn]] = {name: [] for name in commands}
     try:
         for name, of_team in commands.items():
             teams[name] = Team(*of_team, env=env)
-        for i in range(rounds + 1):
-            for name in list(teams) if i % 2 else reversed(teams):
-                turns[name].append(teams[name].turn())
+        return in_turn({name: team.turn for name, team in teams.items()}, rounds)
     finally:
         for team in teams.values():
             team.close()
-    return {name: found[1:] for name, found in turns.items()}
-
-
-def ratio(turns: dict[str, list[Turn]], one: str, other: str) -> float:
-    """The median over the rounds of one's rate over the other's in the same round."""
-    pairs = zip(turns[one], turns[other], strict=True)
-    return statistics.median(a.images_per_s / b.images_per_s for a, b in pairs)
 
 
 def table(turns: dict[str, list[Turn]]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.feed import measure, peers
 from benchmarks.feed.loaders import AUGMENT, STILL, Collate, Image, Patches, copies, feed, reads, sequential
-from benchmarks.feed.measure import Turn, compare, cpu_s, disk, drop, ratio, resident, table, warm
+from benchmarks.feed.measure import Turn, compare, cpu_s, disk, drop, resident, table, warm
 from benchmarks.feed.stores import write
+from benchmarks.turns import ratio
 from jeoparda.sensors import SENTINEL_2_L2A
 from jeoparda.store import Layout, Store, group_records
 

@@ -15,7 +15,8 @@ import torch
 from benchmarks.train import chips, gpu, recipes
 from benchmarks.train.loop import epoch, training
 from benchmarks.train.overhead import Bare
-from benchmarks.train.ranks import Team, Turn, command, compare, ratio, table, together
+from benchmarks.train.ranks import Team, Turn, command, compare, table, together
+from benchmarks.turns import ratio
 from jeoparda.comm import Single
 from jeoparda.config import load
 from jeoparda.journal import read
