@@ -51,14 +51,14 @@ def _stage(name: str, help_text: str) -> Callable[..., None]:
         finally:
             ignore_late()
 
+    if STAGES[name].elastic:
+        helps = "under `horovodrun --min-np`: go on with the nodes that are left when a rank is lost"
+        command.params.append(click.Option(["--elastic"], is_flag=True, help=helps))
     return command
 
 
 for _name, _about in STAGES.items():
     _stage(_name, _about.help)
-main.commands["train"].params.append(
-    click.Option(["--elastic"], is_flag=True, help="under `horovodrun --min-np`: go on with the ranks that are left")
-)
 
 
 @main.command()

@@ -10,12 +10,14 @@ from jeoparda.config import load
 
 @dataclass(frozen=True)
 class Stage:
-    """ranks: `one` process; `workers`, where rank 0 hands out the work; `comm`, where all step together."""
+    """ranks: `one` process; `workers`, where rank 0 hands out the work; `comm`, where all step together. elastic: it
+    goes on by itself from what it saved, also with fewer ranks."""
 
     module: str
     recipe: str
     ranks: Literal["one", "workers", "comm"]
     help: str
+    elastic: bool = False
 
     def recipe_type(self) -> Any:
         return getattr(importlib.import_module(self.module), self.recipe)
@@ -24,7 +26,9 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "synth": Stage("jeoparda.synth", "SynthRecipe", "one", "Make a synthetic archive in a real layout."),
     "ingest": Stage("jeoparda.ingest", "IngestRecipe", "workers", "Make a store from an archive."),
-    "train": Stage("jeoparda.train", "TrainRecipe", "comm", "Train a network from a store, or go on training."),
+    "train": Stage(
+        "jeoparda.train", "TrainRecipe", "comm", "Train a network from a store, or go on training.", elastic=True
+    ),
     "evaluate": Stage("jeoparda.evaluate", "EvaluateRecipe", "comm", "Figures per class of a run over a store."),
     "predict": Stage("jeoparda.predict", "PredictRecipe", "one", "Map scenes with a trained run."),
     "report": Stage("jeoparda.report", "ReportRecipe", "one", "One HTML page of a run and its maps."),

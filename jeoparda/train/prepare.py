@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from jeoparda import board, losses, meter, optimizers, schedule, targets
@@ -15,9 +16,10 @@ from jeoparda.models import build, check_side
 from jeoparda.models.weights import load_weights
 from jeoparda.order import Order, drawn_count, key, permute, repeats, subset
 from jeoparda.signals import StopRequest
-from jeoparda.store import Store
+from jeoparda.store import Layout, Store
 from jeoparda.targets import Targets
 from jeoparda.train import precision
+from jeoparda.train.precision import Precision
 from jeoparda.train.recipe import TrainRecipe
 from jeoparda.train.state import Loop, Training, resume
 
@@ -27,49 +29,14 @@ _SHUFFLE = 0x5F1E  # keeps this draw apart from the order's
 def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRequest) -> Training:
     """All that a rank holds, as the run's newest checkpoint has it. RecipeError for what cannot work; CheckpointError
     when the folder holds another run."""
-    check_images(r.feed)
-    schedule.check_shares(r.schedule)
-    if r.tensorboard == "always" and not board.available():
-        raise RecipeError("tensorboard = always: the package is not installed; pip install tensorboard, or take auto")
-    device = device_of(comm)
-    numbers = precision.of(r.precision, device)
     learnt = targets.build(store.info, r.labels, r.task)
-    if learnt.single and r.thresholds == "per-class":
-        raise RecipeError("thresholds = per-class: patches of one class each need none; take fixed")
-    if r.model.weights_bands and not r.model.weights:
-        raise RecipeError(
-            "model.weights_bands: are those of model.weights, which is null; name the file, or leave them out"
-        )
-    if r.compile in ("reduce-overhead", "max-autotune") and r.accumulate > 1:
-        raise RecipeError(
-            f"compile = {r.compile}: its CUDA graphs do not go with accumulate = {r.accumulate}; take default"
-        )
-    if r.compile != "none" and r.model.recompute:
-        raise RecipeError(
-            f"compile = {r.compile}: does not go with model.recompute; take compile = none, or false there"
-        )
+    _check(r, learnt)
+    device = device_of(comm)
+    arithmetic = precision.of(r.precision, device)
     labels = learnt.of(store.labels)
     feeds, left_out = _feeds(r, comm, store, stage, learnt, labels, device)
-    layout = feeds["train"].layout
-    side_px = r.feed.augment.crop_px or layout.size_px
-    check_side(r.model, side_px)
-    torch.manual_seed(r.seed)
-    model = build(r.model, layout, len(learnt.classes))
-    # weights stay row-major: Horovod reduces nothing else; images come channels-last
-    model.to(device, numbers.weights)
-    flops = meter.flops(model, (len(layout.bands), side_px, side_px))
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r.ema), use_buffers=True) if r.ema else None
-    clock = Stopwatch()
-
-    def total(x: torch.Tensor, name: str) -> torch.Tensor:
-        with clock("communication"):
-            return comm.sum(x, name)
-
-    if r.norm == "synchronised":
-        synchronise_norm(model, comm, total)
-    if r.compile != "none":  # batches have two sizes at most: a graph for each is faster than one for any
-        model.compile(mode=r.compile, dynamic=False)
-    optimizer = optimizers.build(r.optimizer, model)
+    layout, clock = feeds["train"].layout, Stopwatch()
+    model, average, flops = _network(r, comm, layout, len(learnt.classes), arithmetic, clock)
     weight = losses.balance(r.loss, labels[feeds["train"].plan.numbers], learnt.task)
     t = Training(
         r=r,
@@ -77,9 +44,9 @@ def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRe
         store=store,
         targets=learnt,
         model=model,
-        loss=losses.build(r.loss, None if weight is None else weight.to(device, numbers.weights), learnt.task),
-        averaging=comm.average(model, optimizer, r.accumulate),
-        precision=numbers,
+        loss=losses.build(r.loss, None if weight is None else weight.to(device, arithmetic.weights), learnt.task),
+        averaging=comm.average(model, optimizers.build(r.optimizer, model), r.accumulate),
+        precision=arithmetic,
         feed=feeds["train"],
         val=feeds["val"],
         device=device,
@@ -95,6 +62,53 @@ def prepare(r: TrainRecipe, comm: Comm, store: Store, stage: Stage, stop: StopRe
         t.fresh = load_weights(model, r.model, layout.bands, learnt.classes)
     comm.same_weights(model)
     return t
+
+
+def _check(r: TrainRecipe, learnt: Targets) -> None:
+    """RecipeError for keys that do not go together."""
+    check_images(r.feed)
+    schedule.check_shares(r.schedule)
+    if r.tensorboard == "always" and not board.available():
+        raise RecipeError("tensorboard = always: the package is not installed; pip install tensorboard, or take auto")
+    if learnt.single and r.thresholds == "per-class":
+        raise RecipeError("thresholds = per-class: patches of one class each need none; take fixed")
+    if r.model.weights_bands and not r.model.weights:
+        raise RecipeError(
+            "model.weights_bands: are those of model.weights, which is null; name the file, or leave them out"
+        )
+    if r.compile in ("reduce-overhead", "max-autotune") and r.accumulate > 1:
+        raise RecipeError(
+            f"compile = {r.compile}: its CUDA graphs do not go with accumulate = {r.accumulate}; take default"
+        )
+    if r.compile != "none" and r.model.recompute:
+        raise RecipeError(
+            f"compile = {r.compile}: does not go with model.recompute; take compile = none, or false there"
+        )
+
+
+def _network(
+    r: TrainRecipe, comm: Comm, layout: Layout, classes: int, arithmetic: Precision, clock: Stopwatch
+) -> tuple[nn.Module, AveragedModel | None, int]:
+    """The network with random weights on its device, the average of its weights where the recipe asks for one, and the
+    FLOPs of a training step for an image. clock: gets the time in which norms exchange their moments."""
+    side_px = r.feed.augment.crop_px or layout.size_px
+    check_side(r.model, side_px)
+    torch.manual_seed(r.seed)
+    model = build(r.model, layout, classes)
+    # weights stay row-major: Horovod reduces nothing else; images come channels-last
+    model.to(arithmetic.device, arithmetic.weights)
+    flops = meter.flops(model, (len(layout.bands), side_px, side_px))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(r.ema), use_buffers=True) if r.ema else None
+
+    def total(moments: torch.Tensor, name: str) -> torch.Tensor:
+        with clock("communication"):
+            return comm.sum(moments, name)
+
+    if r.norm == "synchronised":
+        synchronise_norm(model, comm, total)
+    if r.compile != "none":  # batches have two sizes at most: a graph for each is faster than one for any
+        model.compile(mode=r.compile, dynamic=False)
+    return model, average, flops
 
 
 def _feeds(
