@@ -52,7 +52,8 @@ def _digest_of(path: Path) -> Path:
 
 
 def _digests(path: Path) -> list[str]:
-    """Of what was last written at `path` and, where that came in the place of another, of the other."""
+    """SHA-256 digests, newest first: of what was last to be written at `path`, and of the file that it was to replace,
+    which a crash in between leaves in place. [] without a checksum file."""
     digest = _digest_of(path)
     return [line.split()[0] for line in digest.read_text().splitlines() if line] if digest.exists() else []
 
@@ -69,9 +70,14 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def written(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or damaged, in the order of their steps."""
+    return sorted((run / "checkpoints").glob("[0-9]*.pt"))
+
+
 def newest(run: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that is whole; a damaged one is named on stderr and passed over. None without any."""
-    for path in sorted((run / "checkpoints").glob("[0-9]*.pt"), reverse=True):
+    for path in reversed(written(run)):
         try:
             return path, load(path)
         except CheckpointError as e:
@@ -85,9 +91,10 @@ def prune(run: Path, keep: int, newest: int) -> None:
     for draft in (run / "checkpoints").glob(".*.part"):  # of a writer that was killed; there is only one writer
         draft.unlink()
     best = (run / "checkpoints" / "best.pt").resolve()
-    found = sorted((run / "checkpoints").glob("[0-9]*.pt"))
-    late = [path for path in found if int(path.stem) > newest]
-    for path in late + found[: len(found) - len(late)][:-keep]:
-        if path in late or path.resolve() != best:
+    found = written(run)
+    past = [path for path in found if int(path.stem) <= newest]
+    kept = {*past[-keep:], *(path for path in past if path.resolve() == best)}
+    for path in found:
+        if path not in kept:
             path.unlink()
             _digest_of(path).unlink(missing_ok=True)

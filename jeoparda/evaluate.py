@@ -130,7 +130,7 @@ def run(r: EvaluateRecipe, comm: Comm) -> dict[str, Any]:
     _check_feed(r, trained)
     threshold = _threshold(r, trained)
     labels, split = targets.of(store.labels), store.split(r.split)
-    chosen = split[targets.labelled(store.labels)[split]]
+    chosen = split[targets.labelled(store.labels[split])]
     if not len(chosen):
         raise RecipeError(f"split = {r.split}: none of its {len(split)} patches has a class that the run was taught")
     device = device_of(comm)

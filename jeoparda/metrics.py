@@ -132,19 +132,17 @@ def tuned(scores: np.ndarray, labels: np.ndarray, otherwise: float = 0.5) -> np.
 
 def _best_threshold(scores: np.ndarray, truth: np.ndarray, otherwise: float) -> float:
     """scores: (patch,); truth: (patch,) bool."""
+    if not truth.any():
+        return otherwise
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order].astype(np.float64), np.cumsum(truth[order])
-    last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True)) if len(ranked) else np.empty(0, int)
-    f1 = 2 * hits[last] / (last + 1 + truth.sum())  # of saying the class for the first `last` + 1: never 0 / 0
+    last = np.flatnonzero(np.append(ranked[1:] < ranked[:-1], True))
+    f1 = 2 * hits[last] / (last + 1 + truth.sum())  # of saying the class for the first `last` + 1
     said = reached(scores, otherwise)
-    if not truth.any() or _f1(truth, said) >= f1.max():
+    if 2 * (truth & said).sum() / (truth.sum() + said.sum()) >= f1.max():
         return otherwise
     lowest, below = ranked[last], np.append(ranked[last[1:]], 0.0)
     middle = (lowest + below) / 2
     cut = np.where(middle > below, middle, lowest)  # two scores may have no number between them
     best = np.flatnonzero(f1 == f1.max())  # equal fractions are equal floats: one division, rounded once
     return float(cut[best[np.argmin(np.abs(cut[best] - otherwise))]])  # the first, so the higher
-
-
-def _f1(truth: np.ndarray, said: np.ndarray) -> float:
-    return float(_ratio(2 * (truth & said).sum(), truth.sum() + said.sum()))

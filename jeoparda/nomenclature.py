@@ -12,6 +12,7 @@ import numpy as np
 
 from jeoparda.errors import RecipeError
 
+Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 IGNORE = 255  # value of a pixel or label that carries no class
 
 
@@ -21,7 +22,7 @@ class ClcClass:
 
     code: int
     name: str
-    color: tuple[int, int, int]
+    color: Color
     patches: int
 
 
@@ -81,6 +82,7 @@ CLC: tuple[ClcClass, ...] = tuple(
     )
 )
 
+CLC_BY_CODE: dict[int, ClcClass] = {c.code: c for c in CLC}
 CLC_BY_NAME: dict[str, ClcClass] = {c.name: c for c in CLC}
 
 # Level 1 by the first digit, level 2 by the first two.
@@ -142,7 +144,7 @@ class Nomenclature:
 
     name: str
     classes: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
+    colors: tuple[Color, ...]
     index: dict[str, int]
 
     def encode(self, clc_names: list[str]) -> list[int]:
@@ -167,12 +169,11 @@ def _bigearthnet_43() -> Nomenclature:
 
 
 def _bigearthnet_19() -> Nomenclature:
-    by_code = {c.code: c for c in CLC}
     return Nomenclature(
         "bigearthnet-19",
         tuple(_BEN19),
-        tuple(by_code[codes[0]].color for codes in _BEN19.values()),  # the colour of the first member
-        {by_code[code].name: i for i, codes in enumerate(_BEN19.values()) for code in codes},
+        tuple(CLC_BY_CODE[codes[0]].color for codes in _BEN19.values()),  # the colour of the first member
+        {CLC_BY_CODE[code].name: i for i, codes in enumerate(_BEN19.values()) for code in codes},
     )
 
 
@@ -187,8 +188,6 @@ def nomenclature(name: str) -> Nomenclature:
 
 
 # ---- coarser lists of classes
-
-Color = tuple[int, int, int]
 
 
 def corine_level(classes: Sequence[str]) -> int | None:
@@ -212,15 +211,14 @@ def coarser(classes: Sequence[str], to: str) -> tuple[tuple[str, ...], tuple[Col
     members = _members(to)
     if level == 3:
         codes = [CLC_BY_NAME[n].code for n in classes]
-    else:  # any member of a class stands for it: level 1 goes by the first digit
-        codes = [code * 10 + 1 for n in classes for code, name in LEVEL_2.items() if name == n]
+    else:  # any member of a class stands for it
+        codes = [_members("corine-2")[n][0] for n in classes]
     matrix = np.array([[code in held for held in members.values()] for code in codes], np.uint8)
     there = np.flatnonzero(matrix.any(0))
     if not len(there):
         raise RecipeError(f"labels = {to}: drops all of the store's classes, {', '.join(classes)}; take another list")
     names = list(members)
-    color_of = {c.code: c.color for c in CLC}
-    colors = tuple(color_of[members[names[i]][0]] for i in there)
+    colors = tuple(CLC_BY_CODE[members[names[i]][0]].color for i in there)
     return tuple(names[i] for i in there), colors, matrix[:, there]
 
 

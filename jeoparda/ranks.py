@@ -56,7 +56,7 @@ def combine(ranks: Sequence[RankEpoch], flops_per_image: int) -> dict[str, Any]:
     where that is not known (Chowdhery et al. 2022, PaLM, appendix B). energy_j: of all GPUs, None where one does not
     tell; of the processors of those nodes that tell.
     """
-    peaks = [r.peak_flops for r in ranks]
+    peak = _sum([r.peak_flops for r in ranks])
     rate = sum(r.images_per_s for r in ranks)
     first = ranks[0]
     late = slowest(ranks)
@@ -70,7 +70,7 @@ def combine(ranks: Sequence[RankEpoch], flops_per_image: int) -> dict[str, Any]:
         "split_s": {"feed": first.waited_s} | {part: s for part, s in first.split_s.items() if part not in FEED},
         "split_s_per_rank": splits(ranks),
         "slowest": {"rank": late[0], "why": late[1]} if late else None,
-        "mfu": None if (peak := _sum(peaks)) is None else rate * flops_per_image / peak,
+        "mfu": None if peak is None else rate * flops_per_image / peak,
         "memory": {
             "device_bytes": [r.device_bytes for r in ranks],
             "resident_bytes": [r.resident_bytes for r in ranks],

@@ -203,7 +203,8 @@ def blame(signs: list[Sign | None], me: int, now_s: float, old_s: float) -> str:
         f"{s} was last heard of {now_s - s.time_s:.0f} s ago, in {s.doing}" for s in known if now_s - s.time_s > old_s
     ]
     if not named:
-        behind = [s for s in known if s.beats < max(s.beats for s in known)]
+        most = max(s.beats for s in known)
+        behind = [s for s in known if s.beats < most]
         elsewhere = [s for s in known if s.where and not s.where.startswith(EXCHANGES)]
         named = [
             f"{s} lives, but has stood for {now_s - s.time_s + s.stood_s:.0f} s in {s.doing} ({s.where})"

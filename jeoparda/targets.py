@@ -42,7 +42,7 @@ class Targets:
         out = self._any(labels).astype(np.uint8)
         if self.single:
             found = out.sum(1)
-            wrong = np.flatnonzero((found != 1) & self.labelled(labels))
+            wrong = np.flatnonzero((found > 1) | ((found == 0) & ~np.any(labels, axis=1)))
             if len(wrong):
                 raise RecipeError(
                     f"task = single-label: {len(wrong)} of {len(labels)} patches have not exactly one class; patch "

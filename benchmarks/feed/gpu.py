@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.turns import in_turn
 from jeoparda import losses
 from jeoparda.config import check
 from jeoparda.feed import Batch, Feed, FeedRecipe, Plan
@@ -35,14 +36,10 @@ def train(folder: Path, options: dict[str, Any], batch: int, steps: int, rounds:
     lying = repeat(
         {"image": first["image"].clone(memory_format=torch.channels_last), "labels": first["labels"].clone()}
     )
-    turns: list[tuple[float, float]] = []
-    for i in range(rounds + 1):
-        if i % 2:
-            turns.append((_turn(stored, step, steps), _turn(lying, step, steps)))
-        else:
-            turns.append((_turn(lying, step, steps), _turn(stored, step, steps))[::-1])
-    ratios = [a / b for a, b in turns[1:]]
-    images_per_s, resident = (statistics.median(column) for column in zip(*turns[1:], strict=True))
+    sides = {"stored": lambda: _turn(stored, step, steps), "lying": lambda: _turn(lying, step, steps)}
+    turns = in_turn(sides, rounds)
+    ratios = [a / b for a, b in zip(turns["stored"], turns["lying"], strict=True)]
+    images_per_s, resident = (statistics.median(turns[side]) for side in ("stored", "lying"))
     record = sum(np.dtype(kind).itemsize * int(np.prod(shape)) for kind, shape in store.info.layout.fields().values())
     return {
         "value": statistics.median(ratios),

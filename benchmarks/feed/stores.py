@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.feed.measure import ROOT
-from jeoparda.errors import StoreError
+from benchmarks.synthetic import WORK, whole
 from jeoparda.sensors import SENTINEL_2_L2A
-from jeoparda.store import Contents, Group, Layout, PatchRecord, StoreInfo, finalise, group_records, write_shard
+from jeoparda.store import Contents, Group, Layout, PatchRecord, finalise, group_records, write_shard
 from jeoparda.store.writer import Row
 
-WORK = ROOT / "benchmarks" / "work"
 SIZE_PX = 120
 SHARD = 512  # patches; 84 MB of native ones
 CLASSES = 19
@@ -31,12 +29,9 @@ def flat(patches: int) -> Path:
 
 def _store(name: str, layout: Layout, patches: int, val: int = 0) -> Path:
     folder = WORK / (f"feed-{name}-{patches}" + (f"-{val}" if val else ""))
-    try:
-        StoreInfo.read(folder)
-        return folder
-    except StoreError:  # none yet, an unfinished one, or one of another version
-        shutil.rmtree(folder, ignore_errors=True)
-    write(folder, layout, patches, val)
+    if not whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # an unfinished one
+        write(folder, layout, patches, val)
     return folder
 
 

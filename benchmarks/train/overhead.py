@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.train.loop import epoch, store_of, training
+from benchmarks.turns import in_turn
 from jeoparda import optimizers
 from jeoparda.comm import Single
 from jeoparda.train.state import Training
 
 
 def overhead(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
-    """Both in turn, `steps` steps each, in an order that turns about, after a round that does not count.
+    """Both in turn (`in_turn`), `steps` steps each.
 
     value: the median over the rounds of the loop's time over the bare steps'.
     """
@@ -26,14 +27,9 @@ def overhead(steps: int, batch: int, width: int, rounds: int) -> dict[str, Any]:
         "feed": {"kind": "synthetic"},
     }
     with training(Single(), **keys) as (t, _):
-        bare, turns = Bare(t), []
-        for i in range(rounds + 1):
-            if i % 2:
-                turns.append((epoch(t)[1], bare.turn()))
-            else:
-                turns.append((bare.turn(), epoch(t)[1])[::-1])
-    ratios = [ours / theirs for ours, theirs in turns[1:]]
-    loop_s, bare_s = (statistics.median(column) / t.steps for column in zip(*turns[1:], strict=True))
+        turns = in_turn({"loop": lambda: epoch(t)[1], "bare": Bare(t).turn}, rounds)
+    ratios = [ours / theirs for ours, theirs in zip(turns["loop"], turns["bare"], strict=True)]
+    loop_s, bare_s = (statistics.median(turns[side]) / t.steps for side in ("loop", "bare"))
     return {
         "value": statistics.median(ratios),
         "ratios": ratios,

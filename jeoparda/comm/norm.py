@@ -8,6 +8,8 @@ from torch import nn
 
 from jeoparda.comm.protocol import Comm
 
+Total = Callable[[torch.Tensor, str], torch.Tensor]  # as Comm.sum: (tensor, name of the exchange) -> sum over ranks
+
 
 def _type_of_moments(x: torch.Tensor) -> torch.dtype:
     """The type in which moments are kept: half types would lose them."""
@@ -62,8 +64,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     weights of float32, and gives what it was given: type, memory format.
     """
 
-    total: Callable[[torch.Tensor, str], torch.Tensor]
-    label: str
+    total: Total
+    label: str  # of its exchanges, "norm." and the module's name
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -88,9 +90,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 def _exchanged(*words: Any) -> Any:
     """Not for torch.compile, which cannot look into an exchange: its graphs end here and begin anew."""
     return _SyncNorm.apply(*words)
-
-
-Total = Callable[[torch.Tensor, str], torch.Tensor]
 
 
 def synchronise_norm(model: nn.Module, comm: Comm, total: Total | None = None) -> nn.Module:

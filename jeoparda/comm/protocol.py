@@ -54,7 +54,10 @@ class Averaging(Protocol):
 
 class Comm(Protocol):
     """What training, evaluation and prediction know of the other ranks. Whatever waits for the others raises RanksLost
-    when one of them is gone."""
+    when one of them is gone.
+
+    rank: from 0, of `size` in all; local_rank: from 0, of `local_size` on this node.
+    """
 
     backend: str
     rank: int
@@ -82,6 +85,10 @@ class Comm(Protocol):
         """Give every rank rank 0's parameters and buffers."""
         ...
 
-    def barrier(self) -> None: ...
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the other ranks for good, when all have done their work."""
+        ...

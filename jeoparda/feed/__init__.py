@@ -165,7 +165,7 @@ class Feed:
         self.layout = chosen(info, r.bands)
         self.plan = plan
         self.epoch = self.step = 0
-        self.waited_s, self.waits, self._watch = 0.0, dict.fromkeys(FEED, 0.0), Stopwatch()
+        self.waits, self._watch = dict.fromkeys(FEED, 0.0), Stopwatch()
         self._store, self._recipe, self._device, self._cores = store, r, device, cores
         kept = [info.bands.index(b) for b in self.layout.bands]
         self.mean, self.std = statistics or tuple(v[kept] for v in store.statistics())
@@ -220,19 +220,22 @@ class Feed:
     def __iter__(self) -> Iterator[Batch]:
         make = {"dali": self._dali, "plain": self._plain, "raw": self._raw, "synthetic": self._synthetic}[self.kind]
         steps = range(self.step, self.plan.order.steps)
-        self.waited_s, self.waits = 0.0, dict.fromkeys(FEED, 0.0)
+        self.waits = dict.fromkeys(FEED, 0.0)
         self._watch.restart()
         with closing(make(steps)) as batches:
             for step in steps:
                 with self._watch("augment"):  # and what lies within it has a part of its own
                     batch = next(batches)
                 self.waits = {part: self._watch.spent_s[part] for part in FEED}
-                self.waited_s = sum(self.waits.values())
                 self.step = step + 1
                 yield batch
             next(batches, None)  # it ends by itself, and keeps what serves the next epoch
         _give_back()
         self.epoch, self.step = self.epoch + 1, 0
+
+    @property
+    def waited_s(self) -> float:
+        return sum(self.waits.values())
 
     def _draw(self, samples: np.ndarray) -> Draws:
         if self._augment == STILL:

@@ -127,7 +127,9 @@ class _Asked:
     def steps(self, epoch: int, count: int) -> dict[int, np.ndarray]:
         """Patch numbers of the first steps, over all ranks; none of a step that the epoch does not have."""
         whole = epoch_samples(self.numbers, self.repeats, self.order.seed, epoch)
-        real = {s: patch_of(whole[self.order.global_batch(epoch, s)]) for s in range(min(count, self.order.steps))}
+        steps = range(min(count, self.order.steps))
+        batches = self.order.rank_batches(epoch, steps, 0, 1)  # of a single rank: all of each step
+        real = {s: patch_of(whole[own]) for s, own in zip(steps, batches, strict=True)}
         return real | dict.fromkeys(range(len(real), count), _NOTHING)
 
 
@@ -231,12 +233,12 @@ def _lines(path: Path) -> Iterator[_Line]:
                 raise JournalError(f"{path}, line {number}: damaged, so it proves nothing; found {raw[:60]!r}") from e
 
 
-def _epoch(epoch: int, steps: Steps, over: bool, asked_for: _Asked) -> Seen:
-    order, numbers = asked_for.order, asked_for.numbers
+def _epoch(epoch: int, steps: Steps, over: bool, wish: _Asked) -> Seen:
+    order, numbers = wish.order, wish.numbers
     # when a run is stopped, some ranks may have done a step more than others: it does not count
     done = 1 + max((s for s, lines in steps.items() if _by_all(lines)), default=-1)
     upto = max(done, order.steps) if over else done
-    asked = asked_for.steps(epoch, upto)
+    asked = wish.steps(epoch, upto)
     had = {s: np.concatenate([_NOTHING, *(x.numbers for x in steps.get(s, []))]) for s in asked}
     found, times, wanted = _times(had.values(), asked.values())
     lines = [x for s in asked for x in steps.get(s, [])]

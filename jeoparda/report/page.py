@@ -438,8 +438,8 @@ def mistakes(e: Evaluation | None) -> list[tuple[str, str, int]]:
     if not e or not e.confusion:
         return []
     names = [c.name for c in e.confused]
-    wrong = [(n, names[i], names[j]) for i, row in enumerate(e.confusion) for j, n in enumerate(row) if n and i != j]
-    return [(true, said, n) for n, true, said in sorted(wrong, key=lambda x: (-x[0], *x[1:]))[:_MISTAKES]]
+    wrong = [(names[i], names[j], n) for i, row in enumerate(e.confusion) for j, n in enumerate(row) if n and i != j]
+    return sorted(wrong, key=lambda x: (-x[2], x))[:_MISTAKES]
 
 
 def _predicted_from(e: Evaluation) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jeoparda import board, meter, metrics, optimizers, schedule, stall
+from jeoparda import board, checkpoint, meter, metrics, optimizers, schedule, stall
 from jeoparda.comm import Comm, same_everywhere
 from jeoparda.config import dump
 from jeoparda.errors import JeopardaError, Stopped, StoreError
@@ -110,8 +110,8 @@ def _how_to_go_on(run: Path) -> Iterator[None]:
     try:
         yield
     except StoreError as e:
-        last = max((int(path.stem) for path in (run / "checkpoints").glob("[0-9]*.pt")), default=None)
-        after = "begins anew" if last is None else f"goes on after step {last}, its last checkpoint"
+        found = checkpoint.written(run)
+        after = f"goes on after step {int(found[-1].stem)}, its last checkpoint" if found else "begins anew"
         raise StoreError(f"{e}; then start the run again: it {after}") from e
 
 
@@ -244,10 +244,9 @@ def _update(t: Training) -> None:
     with t.clock("communication" if t.comm.size > 1 else "compute"):
         t.averaging.finish()
     with t.clock("compute"):
+        lr = optimizers.rate(r.optimizer, r.batch) * schedule.factor(r.schedule, t.done, r.epochs * t.steps)
         for group in optimizer.param_groups:
-            group["lr"] = optimizers.rate(r.optimizer, r.batch) * schedule.factor(
-                r.schedule, t.done, r.epochs * t.steps
-            )
+            group["lr"] = lr
         if r.optimizer.clip_norm:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(t.model.parameters(), r.optimizer.clip_norm)

@@ -168,11 +168,11 @@ def resume(t: Training) -> bool:
         t.average.module.load_state_dict(state["average"])
         t.average.n_averaged += 1  # it has begun
     t.loop = Loop(**state["loop"])
-    if t.comm.rank != 0:
-        t.loop.loss_sum = 0.0  # rank 0 carries the sum over all
     if t.comm.rank == 0:
         _mark_best(t)
         print(f"{t.r.run}: going on from epoch {t.loop.epoch + 1}, step {t.loop.step}", flush=True)
+    else:
+        t.loop.loss_sum = 0.0  # rank 0 carries the sum over all
     return True
 
 

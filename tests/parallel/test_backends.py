@@ -163,12 +163,10 @@ def test_adasum_is_what_its_paper_says(found, n):
 
 @MPI
 def test_adasum_of_three_is_refused(ranks: Ranks, tmp_path):
-    done = ranks.start(
-        3, "mpirun", "gradients", "horovod", tmp_path, "reduce=adasum", program=PROGRAM
-    ).end(60)  # fmt: skip
-    assert (
-        done.returncode != 0 and "exchange.reduce = 'adasum': ranks must be a power of two, these are 3" in done.stderr
-    )
+    words = ("gradients", "horovod", tmp_path, "reduce=adasum")
+    done = ranks.start(3, "mpirun", *words, program=PROGRAM).end(60)
+    assert done.returncode != 0
+    assert "exchange.reduce = 'adasum': ranks must be a power of two, these are 3" in done.stderr
 
 
 @GLOO

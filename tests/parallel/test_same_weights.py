@@ -65,8 +65,8 @@ def test_ranks_end_with_the_weights_of_one_process(ranks: Ranks, alone, tiny_sto
 FIFTY = ("epochs=10", "batch=8", "accumulate=2", "ema=0.9", "optimizer.clip_norm=0.05", SHARP)
 OPTIMIZERS = {"sgd": 0.002, "adamw": 1e-5, "lars": 0.02, "lamb": 1e-5}
 BACKENDS = [
-    pytest.param(backend, n, marks=pytest.mark.needs("mpirun", *(["horovod-mpi"] if backend == "horovod" else [])))
-    for backend in ("horovod", "torch")
+    pytest.param(backend, n, marks=pytest.mark.needs("mpirun", need))
+    for backend, need in (("horovod", "horovod-mpi"), ("torch", "mpi4py"))
     for n in (2, 4)
 ]
 

@@ -134,7 +134,7 @@ def test_each_kind_of_fault_is_named(tmp_path):
     lost = np.sort(Split().split("train")[ORDER.rank_batch(0, 2, 1, 4)])
     names = ", ".join(f"patch_{n}" for n in lost)
     assert told(run) == [
-        f"epoch 1: missing: {names}",
+        f"epoch 1: missing, or seen too seldom: {names}",
         "epoch 1: not the patches that seed and order ask for: steps 3",
     ]
     assert not prove(run, Split(), 0)[0].exact and prove(run, Split(), 1)[0].exact
@@ -142,7 +142,7 @@ def test_each_kind_of_fault_is_named(tmp_path):
     run = write(tmp_path / "doubled")
     change(run, 0, at(1, 0, 0), lambda x: x | {"numbers": [int(steps[3][0]), *x["numbers"][1:]]})
     assert told(run) == [
-        f"epoch 1: missing: patch_{steps[0][0]}",
+        f"epoch 1: missing, or seen too seldom: patch_{steps[0][0]}",
         f"epoch 1: seen too often: patch_{steps[3][0]}",
         "epoch 1: not the patches that seed and order ask for: steps 1",
     ]
@@ -360,7 +360,7 @@ def test_rare_patches_that_come_too_seldom_or_too_often_are_named(tiny_store, tm
     assert (second.missing.tolist(), second.too_often.tolist(), second.foreign.tolist()) == ([lost], [more], [])
     ids = store.column("id")
     assert list(faults([second], store)) == [
-        f"epoch 2: missing: {ids[lost]}",
+        f"epoch 2: missing, or seen too seldom: {ids[lost]}",
         f"epoch 2: seen too often: {ids[more]}",
         f"epoch 2: not the patches that seed and order ask for: steps {step + 1}",
     ]
@@ -391,7 +391,7 @@ def test_the_command(tiny_store, tmp_path):
     assert called(run, "--epoch", 1).exit_code == 0
     done = called(run)
     gone = str(store.column("id")[numbers[order.global_batch(1, 0)[0]]])
-    assert done.exit_code == 1 and f"epoch 2: missing: {gone}\n" in done.output
+    assert done.exit_code == 1 and f"epoch 2: missing, or seen too seldom: {gone}\n" in done.output
     assert "not proven: 1 of 2 epochs" in done.output and "as often as asked for" not in done.output
 
 
