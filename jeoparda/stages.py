@@ -35,6 +35,12 @@ STAGES: dict[str, Stage] = {
 }
 
 
+def progress(name: str, recipe_path: Path) -> str:
+    """How far an elastic stage has come, in words that are the same as long as it has not saved anything more."""
+    stage = STAGES[name]
+    return importlib.import_module(stage.module).progress(load(stage.recipe_type(), recipe_path, ()))
+
+
 def call(name: str, recipe_path: str | Path | None, words: tuple[str, ...] | list[str], elastic: bool = False) -> Any:
     """Run a stage in this process. Returns what the stage does. elastic: go on without ranks that are lost."""
     stage = STAGES[name]

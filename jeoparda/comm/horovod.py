@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from jeoparda.errors import CommError
 from jeoparda.launchers import Place, launched, place
 
 MIB = 2**20
+POLL_S = 1e-4  # Horovod itself waits without sleep, and so takes the core from its own thread that does the work
 Exchange = Callable[[list[torch.Tensor]], None]  # turns gradients into averages, in place
 
 
@@ -164,8 +166,12 @@ class Horovod:
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
 
     def sum(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        hvd = self._hvd
         with told_from_mistakes(name):
-            return self._hvd.allreduce(tensor.contiguous(), op=self._hvd.Sum, name=name)  # type: ignore[no-any-return]
+            handle = hvd.allreduce_async(tensor.contiguous(), op=hvd.Sum, name=name)
+            while not hvd.poll(handle):
+                time.sleep(POLL_S)
+            return hvd.synchronize(handle)  # type: ignore[no-any-return]
 
     def gather(self, value: Any, name: str) -> list[Any]:
         with told_from_mistakes(name):

@@ -51,9 +51,9 @@ class _SyncNorm(torch.autograd.Function):
         invstd = (var + ctx.eps).rsqrt()
         scale = weight * invstd
         slope = -scale * invstd * mean_dy_normal
-        # scale * (dy - mean_dy - normal * mean_dy_normal), gathered as a factor a channel of dy, one of x, and a rest
-        dx = (dy * scale[:, None, None]).addcmul_(x, slope[:, None, None])
-        dx = dx.sub_((scale * mean_dy + slope * mean)[:, None, None])
+        # scale * (dy - mean_dy - normal * mean_dy_normal), gathered as a rest, a factor a channel of x, and one of dy
+        rest = -(scale * mean_dy + slope * mean)
+        dx = torch.addcmul(rest[:, None, None], x, slope[:, None, None]).addcmul_(dy, scale[:, None, None])
         return dx.to(x.dtype), dweight, dbias, None, None, None
 
 

@@ -12,6 +12,7 @@ from jeoparda.stages import STAGES
 @click.command()
 @click.option("--site", "name", default="generic", show_default=True, help="A shipped profile, or a YAML file.")
 @click.option("--nodes", type=click.IntRange(1), help="Nodes.")
+@click.option("--min-nodes", type=click.IntRange(1), help="Go on with so many at least when nodes are lost.")
 @click.option("--ranks-per-node", type=click.IntRange(1), help="Ranks on each node.")
 @click.option("--gpus-per-node", type=click.IntRange(0), help="GPUs on each node.")
 @click.option("--cpus-per-rank", type=click.IntRange(1), help="CPUs for each rank.")

@@ -10,11 +10,12 @@ from types import FrameType
 from typing import Any
 
 from jeoparda import stages
-from jeoparda.errors import JeopardaError, Stopped
-from jeoparda.launch.script import stop_mark
+from jeoparda.errors import JeopardaError, LaunchError, Stopped
+from jeoparda.launch.script import starts_file, stop_mark
 from jeoparda.signals import STOPPING, ignore_late
 
 _AGAIN_S = 1.0  # when a signal that came too early is sent again
+IDLE_STARTS = 3  # so many in a row that saved nothing are enough
 
 
 @dataclass
@@ -30,11 +31,12 @@ class StageJob:
         self._forget()
         _listen(later=stages.STAGES[self.stage].ranks == "comm")
         try:
+            self._refuse_to_stand_still()
             stages.call(self.stage, self.recipe, ())
         except Stopped as e:
             print(f"jeoparda: {e}", file=sys.stderr, flush=True)
             if _rank() == 0:
-                stop_mark(self.folder, os.environ["SLURM_JOB_ID"]).touch()
+                stop_mark(self.folder, _job()).touch()
         except JeopardaError as e:
             print(f"jeoparda: {e}", file=sys.stderr, flush=True)
             sys.exit(1)
@@ -52,6 +54,25 @@ class StageJob:
         from submitit import JobEnvironment
 
         JobEnvironment().paths.result_pickle.unlink(missing_ok=True)
+
+    def _refuse_to_stand_still(self) -> None:
+        """LaunchError on rank 0 when the last starts of this job all began where this one would."""
+        if _rank() != 0 or not stages.STAGES[self.stage].elastic:
+            return
+        file = starts_file(self.folder, _job())
+        again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # else the file is another job's of this number
+        before = file.read_text().splitlines() if again and file.exists() else []
+        here = stages.progress(self.stage, self.recipe)
+        if before[-IDLE_STARTS:] == [here] * IDLE_STARTS:
+            raise LaunchError(
+                f"{IDLE_STARTS} starts of this job in a row ended before they saved anything after {here}, so that a "
+                f"further one would too; {self.folder}/{_job()}_* tell how each ended"
+            )
+        file.write_text("".join(f"{line}\n" for line in (*before, here)))
+
+
+def _job() -> str:
+    return os.environ["SLURM_JOB_ID"]
 
 
 def _rank() -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from jeoparda.errors import LaunchError
 from jeoparda.launch.site import SiteRecipe
 from jeoparda.signals import EXIT_RESUMABLE
+from jeoparda.stages import STAGES
 
 ATTEMPT = "jeoparda: attempt"  # begins the line by which the batch log tells one start of a job from the next
 
@@ -30,6 +31,11 @@ def stop_mark(folder: Path, job_id: str) -> Path:
     in the middle of its checkpoint, and srun would report how they were killed.
     """
     return folder / f"{job_id}_stopped"
+
+
+def starts_file(folder: Path, job_id: str) -> Path:
+    """A line for each start of the job: how far its stage had come."""
+    return folder / f"{job_id}_starts"
 
 
 def make_executor(stage: str, site: SiteRecipe, folder: Path) -> Any:
@@ -59,6 +65,8 @@ def _parameters(stage: str, site: SiteRecipe, folder: Path) -> dict[str, Any]:
     more: dict[str, Any] = {"output": log, "error": log, "time": site.time, **_gpus(site), **site.sbatch}
     if site.requeue:
         more["requeue"] = True  # also where the site's own default is not to
+    if site.min_nodes:
+        more["no-kill"] = True  # a lost node ends the ranks, but not this script, which may go on without it
     wanted = {
         "job_name": f"jeoparda-{stage}",
         "time": math.ceil(site.time_s / 60),
@@ -67,7 +75,7 @@ def _parameters(stage: str, site: SiteRecipe, folder: Path) -> dict[str, Any]:
         "cpus_per_task": site.cpus_per_rank,
         "signal_delay_s": site.signal_before_s,
         "setup": _before(site, folder),
-        "teardown": _after(site, folder),
+        "teardown": _after(stage, site, folder),
         "srun_args": _srun(site),
         "additional_parameters": more,
         "wckey": None,  # submitit's own would be refused where keys are checked
@@ -98,6 +106,8 @@ def _before(site: SiteRecipe, folder: Path) -> list[str]:
         "trap : TERM USR1 USR2  # for the ranks: this shell outlives them, to put the job back into the queue",
         *[f"module load {shlex.quote(name)}" for name in site.modules],
         *[f"export {name}={shlex.quote(value)}" for name, value in site.env.items()],
+        # as the job's size is now; Slurm keeps that of its submission
+        *([f"export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * {site.ranks_per_node}))"] if site.min_nodes else []),
         *site.setup,
         f"stopped={shlex.quote(str(folder))}/{stop_mark(Path(), '${SLURM_JOB_ID}')}",
         'rm -f "$stopped"',
@@ -105,15 +115,49 @@ def _before(site: SiteRecipe, folder: Path) -> list[str]:
     ]
 
 
-def _after(site: SiteRecipe, folder: Path) -> list[str]:
+def _after(stage: str, site: SiteRecipe, folder: Path) -> list[str]:
     lines = ["code=$?", f'[ $code -eq 0 ] && [ -e "$stopped" ] && code={EXIT_RESUMABLE}']
+    if STAGES[stage].elastic:
+        log = f"{shlex.quote(str(folder))}/{batch_log(Path(), '${SLURM_JOB_ID}')}"
+        lines += [
+            "# A rank was killed, or left because others were gone or stood still, and none by an error of its own,",
+            "# which would come again.",
+            f"[ $code -ne 0 ] && awk '/^{ATTEMPT}/ {{ lost = mistake = 0 }}",
+            "  /^srun: error: Node failure on / { lost = 1 }",
+            "  /^srun: error: .*: tasks? [0-9,-]+: / {",
+            f"    if (/Out Of Memory/ || /Exited with exit code/ && !/exit code {EXIT_RESUMABLE}$/) mistake = 1",
+            "    else lost = 1",
+            f'  }} END {{ exit mistake || !lost }}\' "{log}" && code={EXIT_RESUMABLE}',
+        ]
     if site.requeue:
         lines += [
-            "# RUNNING: told to stop before the limit, or in the grace of a preemption. A cancelled job stays so.",
+            "# RUNNING: not cancelled meanwhile.",
             f"if [ $code -eq {EXIT_RESUMABLE} ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {site.max_requeues} ] &&",
             '  scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q " JobState=RUNNING "; then',
-            '  echo "jeoparda: stopped early and saved; back into the queue"',
-            '  scontrol requeue "$SLURM_JOB_ID" && sleep 30',
+            '  echo "jeoparda: stopped early; back into the queue, to go on from its last checkpoint"',
+            *(_count() if site.min_nodes else []),
+            '  scontrol requeue "$SLURM_JOB_ID" || exit $code',
+            *(_shrink(site) if site.min_nodes else []),
+            "  sleep 30",
             "fi",
         ]
     return [*lines, "exit $code", ""]
+
+
+def _count() -> list[str]:
+    """How many of the job's nodes can be had again."""
+    gone = "down|drain|drng|fail|maint|[*]"  # *: does not answer
+    return [f'  n=$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -o "%N %t" | sort -u | grep -Ecv "{gone}")']
+
+
+def _shrink(site: SiteRecipe) -> list[str]:
+    """After the requeue, which ends what this shell calls, and the shell some seconds later: what waits can be made
+    smaller, what runs cannot."""
+    ranks, cpus = site.ranks_per_node, site.ranks_per_node * site.cpus_per_rank
+    size = f"NumNodes=$n-$n NumTasks=$((n * {ranks})) NumCPUs=$((n * {cpus}))"
+    return [
+        f"  if [ $n -ge {site.min_nodes} ] && [ $n -lt $SLURM_JOB_NUM_NODES ]; then",
+        '    echo "jeoparda: going on with the $n nodes that are left"',
+        f'    until scontrol update JobId="$SLURM_JOB_ID" {size}; do sleep 0.2; done',
+        "  fi",
+    ]

@@ -19,6 +19,7 @@ class SiteRecipe:
     constraint: str = opt("", "node features that a job asks for, as for sbatch --constraint")
     time: str = opt("01:00:00", "time limit", "HH:MM:SS", pattern=r"^\d+:[0-5]\d:[0-5]\d$")
     nodes: int = opt(1, "nodes", ge=1)
+    min_nodes: int = opt(0, "when nodes are lost the job goes on with so many at least; 0: with all", ge=0)
     ranks_per_node: int = opt(1, "ranks on each node; one a GPU", ge=1)
     cpus_per_rank: int = opt(1, "CPUs for each rank: its reading threads and DALI's", ge=1)
     gpus_per_node: int = opt(0, "GPUs on each node; all its ranks see them all", ge=0)
@@ -32,7 +33,7 @@ class SiteRecipe:
     env: dict[str, str] = opt({}, "environment variables of the job")
     python: str = opt("", "command of the job's Python, as in a container; empty: the one that submits")
     signal_before_s: int = opt(120, "ranks are told to save and stop this long before the time limit", "s", ge=10)
-    requeue: bool = opt(True, "a job that was told to stop, preempted or lost a node goes back into the queue")
+    requeue: bool = opt(True, "a job that was told to stop, preempted, or lost a node or rank goes back into the queue")
     max_requeues: int = opt(50, "after so many, a stopped job stays stopped", ge=0)
     sbatch: dict[str, str] = opt({}, "more options for sbatch, without the dashes")
     srun: list[str] = opt([], "more options for srun, as they stand")
@@ -72,4 +73,6 @@ def find(name: str, **over: Any) -> SiteRecipe:
             f"site {name}: signal_before_s = {site.signal_before_s} leaves nothing of time = {site.time}; "
             "take a longer --time, or a profile with a smaller signal_before_s"
         )
+    if site.min_nodes > site.nodes:
+        raise RecipeError(f"site {name}: min_nodes = {site.min_nodes} is more than nodes = {site.nodes}; take fewer")
     return site

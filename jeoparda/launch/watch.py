@@ -145,10 +145,11 @@ def judge(job_id: str, folder: Path, end: State) -> None:
     """Nothing when the job ended well. Stopped when it saved and stopped early, LaunchError otherwise."""
     if end.name == "COMPLETED" and end.code == 0:
         return
-    if end.name == "FAILED" and end.code == EXIT_RESUMABLE:
-        raise Stopped(f"job {job_id} stopped early and saved; submit it again to go on (logs: {folder}/{job_id}_*)")
-    told = [f"job {job_id} ended as {end.name}" + _how(end) + _advice(end)]
     rank = first_to_fail(_read(batch_log(folder, job_id)))
+    if end.name == "FAILED" and end.code == EXIT_RESUMABLE:
+        lost = f": rank {rank[0]} on {rank[1]} {rank[2]}" if rank else " and saved"
+        raise Stopped(f"job {job_id} stopped early{lost}; submit it again to go on (logs: {folder}/{job_id}_*)")
+    told = [f"job {job_id} ended as {end.name}" + _how(end) + _advice(end)]
     if rank is None:
         told += [f"log: {batch_log(folder, job_id)}", *_tail(batch_log(folder, job_id))]
     else:

@@ -60,6 +60,12 @@ def run(r: TrainRecipe, comm: Comm) -> Path:
         return _train(t)
 
 
+def progress(r: TrainRecipe) -> str:
+    """Where the run goes on."""
+    found = checkpoint.written(r.run)
+    return f"step {int(found[-1].stem)}, its last checkpoint" if found else "its beginning"
+
+
 def _train(t: Training) -> Path:
     r, comm = t.r, t.comm
     if t.finished:
@@ -72,7 +78,7 @@ def _train(t: Training) -> Path:
             draft.write_text(dump(r))
         journal.append("resume" if t.loop != Loop() else "start", **describe(t))
         print(f"{r.run}: {r.model.name} on {comm.size} rank(s) ({comm.backend}), {t.feed.kind} feed, {t.device.type}")
-    with _seen(t), _board(t), _how_to_go_on(r.run):
+    with _seen(t), _board(t), _how_to_go_on(r):
         while not t.finished:
             _round(t, journal)
     if journal:
@@ -105,14 +111,12 @@ def _board(t: Training) -> Iterator[None]:
 
 
 @contextmanager
-def _how_to_go_on(run: Path) -> Iterator[None]:
+def _how_to_go_on(r: TrainRecipe) -> Iterator[None]:
     """Adds to the error of a store that cannot be read what becomes of the run."""
     try:
         yield
     except StoreError as e:
-        found = checkpoint.written(run)
-        after = f"goes on after step {int(found[-1].stem)}, its last checkpoint" if found else "begins anew"
-        raise StoreError(f"{e}; then start the run again: it {after}") from e
+        raise StoreError(f"{e}; then start the run again: it goes on from {progress(r)}") from e
 
 
 def _round(t: Training, journal: Journal | None) -> None:

@@ -105,7 +105,7 @@ def test_all_end_in_words_and_go_on_after_a_repair(
     which = patch if how != "vanished" else r"\d+"  # a shard stays open for an epoch; another patch may find it gone
     assert re.search(f"patch {which} ", told[1])
     assert "`jeoparda store repair`" in told[1]
-    after = re.search(r"; then start the run again: it goes on after step (\d+), its last checkpoint$", told[1])
+    after = re.search(r"; then start the run again: it goes on from step (\d+), its last checkpoint$", told[1])
     assert after and int(after[1]) in ((2,) if how != "vanished" else (2, 4)), told[1]
 
     repaired = cli("store", "repair", store)

@@ -1,6 +1,7 @@
 """Jobs on a real Slurm of four emulated nodes: the figures of mpirun, whatever happens on the way."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from jeoparda.journal import read
+from jeoparda.launch.job import IDLE_STARTS
+from jeoparda.launch.script import starts_file
 from tests.conftest import ROOT
 from tests.slurm.conftest import Cluster, job_of, marked, short_folder, start, stop
 
@@ -96,15 +99,61 @@ def test_a_preempted_job_makes_way_and_comes_back(cluster: Cluster, recipe, undi
     same(run, undisturbed, apart)
 
 
-def test_a_dead_rank_ends_the_job_and_is_named(cluster: Cluster, recipe, until, tmp_path):
+@pytest.mark.parametrize("hit", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_job_whose_rank_is_lost_goes_on(cluster: Cluster, recipe, undisturbed, apart, until, tmp_path, hit):
+    run, jobs = tmp_path / "run", tmp_path / "jobs"
+    words = [f"run={run}", "checkpoint.every_steps=1", "stall_s=5"]
+    process = cluster.submit("train", recipe, *words, jobs=jobs)
+    until(lambda: any(run.glob("checkpoints/0*.pt")) or process.poll() is not None)
+    os.kill(rank_process(job_of(jobs), 1, cluster), hit)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert "restart 1" in out
+    same(run, undisturbed, apart)
+
+
+def test_a_job_goes_on_with_the_nodes_that_are_left(cluster: Cluster, recipe, undisturbed, apart, until, tmp_path):
+    """One goes down and comes back, whose rank is lost; another, drained meanwhile, takes no new job."""
+    run, jobs = tmp_path / "run", tmp_path / "jobs"
+    words = ["--min-nodes", 1, "train", recipe, f"run={run}", "checkpoint.every_steps=1"]
+    process = cluster.submit(*words, ranks=(4, 1), jobs=jobs)
+    until(lambda: any(run.glob("checkpoints/0*.pt")) or process.poll() is not None)
+    cluster.call("scontrol", "update", "nodename=node3", "state=drain", "reason=test")
+    cluster.call("scontrol", "update", "nodename=node4", "state=down", "reason=test")
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        cluster.call("scontrol", "update", "nodename=node3", "state=resume")
+    assert process.returncode == 0, out + err
+    assert [e["ranks"] for e in read(run / "journal.jsonl") if e["event"] in ("start", "resume")] == [4, 3]
+    same(run, undisturbed, apart)
+
+
+def test_a_job_that_gets_nowhere_stops_and_says_why(cluster: Cluster, recipe, until, tmp_path):
+    """Its rank 1 is killed in each start before anything is saved."""
     run, jobs = tmp_path / "run", tmp_path / "jobs"
     process = cluster.submit("train", recipe, f"run={run}", "epochs=500", jobs=jobs)
-    until(lambda: begun(run) or process.poll() is not None)
-    os.kill(rank_process(job_of(jobs), 1, cluster), signal.SIGKILL)
+
+    def told() -> int:
+        file = starts_file(jobs, job_of(jobs))
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
+    for number in range(IDLE_STARTS):
+        until(lambda before=number: told() > before or process.poll() is not None)
+        os.kill(rank_process(job_of(jobs), 1, cluster), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
+    assert f"job {job_of(jobs)} ended as FAILED" in err and "rank 0 on " in err
+    assert f"{IDLE_STARTS} starts of this job in a row ended before they saved anything after its beginning" in err
+
+
+def test_a_mistake_ends_the_job_at_once_and_its_rank_is_named(cluster: Cluster, recipe, tmp_path):
+    run, jobs = tmp_path / "run", tmp_path / "jobs"
+    process = cluster.submit("train", recipe, f"run={run}", "optimizer.lr=1e30", jobs=jobs)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "restart" not in out
     assert f"job {job_of(jobs)} ended as FAILED" in err
-    assert "rank 1 on " in err and f"{jobs}/{job_of(jobs)}_1_log.err" in err
+    assert "the loss is not finite" in err and re.search(f"{jobs}/{job_of(jobs)}_[01]_log.err", err)
 
 
 def rank_process(job: str, rank: int, cluster: Cluster) -> int:

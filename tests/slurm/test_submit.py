@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_site_profile_reaches_the_script(tmp_path):
     (tmp_path / "site.yaml").write_text(
         "{partition: gpu, account: a1, gpus: gres, gpu_type: a100, gpus_per_node: 4, nodes: 3, ranks_per_node: 4,"
         " cpus_per_rank: 8, mem: 100G, modules: [CUDA/12], env: {X: a b}, setup: [ulimit -c 0], requeue: false,"
-        " sbatch: {mail-type: END}, srun: [--label], time: '12:00:00', python: ch-run image -- python3}"
+        " sbatch: {mail-type: END}, srun: [--label], time: '12:00:00', python: ch-run image -- python3, min_nodes: 2}"
     )
     text = written(find(str(tmp_path / "site.yaml"), account="a2"), tmp_path)
     for line in (
@@ -54,6 +55,8 @@ def test_site_profile_reaches_the_script(tmp_path):
         "#SBATCH --gres=gpu:a100:4",
         "#SBATCH --mail-type=END",
         "#SBATCH --mem=100G",
+        "#SBATCH --no-kill",
+        "export SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * 4))",
         "#SBATCH --signal=USR2@120",
         "#SBATCH --time=12:00:00",
         "module load CUDA/12",
@@ -101,6 +104,72 @@ def test_profiles_are_strict_and_all_load(tmp_path):
     (tmp_path / "s.yaml").write_text("partiton: batch")
     with pytest.raises(RecipeError, match="did you mean 'partition'"):
         find(str(tmp_path / "s.yaml"))
+    with pytest.raises(RecipeError, match="min_nodes = 3 is more than nodes = 2"):
+        find("generic", nodes=2, min_nodes=3)
+
+
+# ---- what the script makes of the ranks' end
+
+KILLED, GONE = "srun: error: n2: task 1: Killed\n", "srun: error: n1: task 0: Exited with exit code 75\n"
+WRONG = "srun: error: n1: tasks 0-1,3: Exited with exit code 1\n"
+AGAIN = f"{script.ATTEMPT} 2 of job 5 on n1\n"
+
+
+@pytest.mark.needs("submitit")
+@pytest.mark.parametrize(
+    ("stage", "code", "stopped", "log", "ends", "requeued"),
+    [
+        ("train", 0, False, "", 0, False),
+        ("train", 0, True, "", 75, True),
+        ("train", 137, False, KILLED, 75, True),
+        ("train", 137, False, GONE + KILLED, 75, True),
+        ("train", 139, False, "srun: error: n1: task 0: Segmentation fault (core dumped)\n", 75, True),
+        ("train", 1, False, "srun: error: Node failure on n2\n", 75, True),
+        ("train", 137, False, WRONG + KILLED, 137, False),
+        ("train", 137, False, GONE + WRONG, 137, False),  # those that noticed were faster than srun
+        ("train", 137, False, "srun: error: n2: task 1: Out Of Memory\n", 137, False),
+        ("train", 137, False, WRONG + AGAIN + KILLED, 75, True),
+        ("train", 1, False, KILLED + AGAIN, 1, False),  # srun itself
+        ("train", 1, False, "srun: error: Unable to create step for job 5: More processors requested\n", 1, False),
+        ("evaluate", 137, False, KILLED, 137, False),  # it would begin anew each time
+    ],
+)
+def test_jobs_go_on_after_a_lost_rank_but_not_after_a_mistake(tmp_path, stage, code, stopped, log, ends, requeued):
+    teardown = written(find("local-cluster"), tmp_path, stage).partition("# teardown")[2]
+    script.batch_log(tmp_path, "5").write_text(AGAIN + log)
+    (tmp_path / "scontrol").write_text(
+        f'#!/bin/sh\n[ $1 = requeue ] && touch {tmp_path}/requeued && exit 1\necho " JobState=RUNNING "\n'
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    if stopped:
+        script.stop_mark(tmp_path, "5").touch()
+    text = f"stopped={script.stop_mark(tmp_path, '5')}\n(exit {code})\n{teardown.lstrip()}"
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "5"}
+    done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (ends, "")
+    assert (tmp_path / "requeued").exists() == requeued
+
+
+# ---- starts that get nowhere
+
+
+def test_a_start_from_where_the_last_ones_began_is_refused(rank, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    begun: list[str] = []
+
+    def begin_at(step: str) -> None:
+        monkeypatch.setattr("jeoparda.stages.progress", lambda *_: step)
+        rank(lambda *_: begun.append(step), "train")
+
+    for step in ("step 0", "step 4", "step 4", "step 4"):
+        begin_at(step)
+    with pytest.raises(SystemExit):
+        begin_at("step 4")
+    assert begun == ["step 0", "step 4", "step 4", "step 4"]
+    assert "3 starts of this job in a row ended before they saved anything after step 4" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_RESTART_COUNT")  # another job of this number, of a cluster that counted anew
+    begin_at("step 4")
+    assert len(begun) == 5
 
 
 # ---- signals in a job
@@ -113,6 +182,8 @@ def rank(monkeypatch, tmp_path, keep_signals):
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setattr(job.StageJob, "_forget", lambda self: None)
     monkeypatch.setattr(job, "_AGAIN_S", 0.05)
+
+    monkeypatch.setattr("jeoparda.stages.progress", lambda *_: "")
 
     def run(call, stage: str) -> None:
         monkeypatch.setattr("jeoparda.stages.call", call)
@@ -196,7 +267,10 @@ def test_a_dead_rank_is_named_with_its_log(tmp_path):
 
 def test_other_ends(tmp_path):
     watch.judge("5", tmp_path, watch.State("COMPLETED"))
-    with pytest.raises(Stopped, match="submit it again"):
+    with pytest.raises(Stopped, match="stopped early and saved; submit it again"):
+        watch.judge("5", tmp_path, watch.State("FAILED", code=75))
+    script.batch_log(tmp_path, "5").write_text("srun: error: node2: task 1: Killed\n")
+    with pytest.raises(Stopped, match="stopped early: rank 1 on node2 killed; submit it again"):
         watch.judge("5", tmp_path, watch.State("FAILED", code=75))
     with pytest.raises(LaunchError, match="longer --time"):
         watch.judge("5", tmp_path, watch.State("TIMEOUT"))

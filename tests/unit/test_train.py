@@ -415,10 +415,10 @@ def test_a_patch_that_cannot_be_read_says_how_to_go_on(undisturbed, tiny_store, 
         f.seek(opened.offset_of[last] + 77)
         f.write(b"\x13\x37")
     told = f"{path.name}: patch {last} .*; then start the run again: it "
-    with pytest.raises(StoreError, match=told + "begins anew$"):
+    with pytest.raises(StoreError, match=told + "goes on from its beginning$"):
         train.run(r, Single())
     how = CheckpointRecipe(every_steps=2)
-    with pytest.raises(StoreError, match=told + "goes on after step 4, its last checkpoint$"):
+    with pytest.raises(StoreError, match=told + "goes on from step 4, its last checkpoint$"):
         train.run(dataclasses.replace(r, checkpoint=how), Single())
     path.write_bytes(sound)
     train.run(r, Single())

@@ -29,10 +29,19 @@ srun --unbuffered --output JOBS/%j_%t_log.out --error JOBS/%j_%t_log.err --mpi=p
 # teardown
 code=$?
 [ $code -eq 0 ] && [ -e "$stopped" ] && code=75
-# RUNNING: told to stop before the limit, or in the grace of a preemption. A cancelled job stays so.
+# A rank was killed, or left because others were gone or stood still, and none by an error of its own,
+# which would come again.
+[ $code -ne 0 ] && awk '/^jeoparda: attempt/ { lost = mistake = 0 }
+  /^srun: error: Node failure on / { lost = 1 }
+  /^srun: error: .*: tasks? [0-9,-]+: / {
+    if (/Out Of Memory/ || /Exited with exit code/ && !/exit code 75$/) mistake = 1
+    else lost = 1
+  } END { exit mistake || !lost }' "JOBS/${SLURM_JOB_ID}_batch.log" && code=75
+# RUNNING: not cancelled meanwhile.
 if [ $code -eq 75 ] && [ ${SLURM_RESTART_COUNT:-0} -lt 50 ] &&
   scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q " JobState=RUNNING "; then
-  echo "jeoparda: stopped early and saved; back into the queue"
-  scontrol requeue "$SLURM_JOB_ID" && sleep 30
+  echo "jeoparda: stopped early; back into the queue, to go on from its last checkpoint"
+  scontrol requeue "$SLURM_JOB_ID" || exit $code
+  sleep 30
 fi
 exit $code
