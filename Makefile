@@ -19,7 +19,8 @@ lint: setup  ## ruff, mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 test: lint  ## all tests: unit, parallel, slurm
-	@$(BIN)/python -m pytest tests -rs
+	@$(BIN)/python -m pytest tests/unit -rs --numprocesses auto --maxprocesses 4 --durations 15
+	@$(BIN)/python -m pytest tests/parallel tests/slurm -rs --durations 25
 
 soak: setup  ## long tests: chaos and fuzzing
 	@$(BIN)/python -m pytest tests -rs -m soak

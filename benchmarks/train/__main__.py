@@ -58,10 +58,10 @@ def table() -> None:
 
 
 @main.command()
-@click.option("--steps", default=10, help="of a turn")
+@click.option("--steps", default=4, help="of a turn")
 @click.option("--batch", default=8)
 @click.option("--width", default=64)
-@click.option("--rounds", default=15)
+@click.option("--rounds", default=40)
 def overhead(steps: int, batch: int, width: int, rounds: int) -> None:
     """The loop's time over that of a step written by hand, ResNet-18 and AdamW on one thread."""
     import torch
@@ -86,8 +86,8 @@ def _keys(steps: int, batch: int, model: str, norm: str, ranks: int) -> dict[str
 
 
 @main.command()
-@click.option("--steps", default=8, help="of a turn")
-@click.option("--batch", default=16, help="of a rank")
+@click.option("--steps", default=2, help="of a turn")
+@click.option("--batch", default=64, help="of a rank")
 @click.option("--model", default="resnet50")
 @click.option("--norm", default="synchronised", type=click.Choice(["synchronised", "local"]))
 @click.option("--rounds", default=ROUNDS)

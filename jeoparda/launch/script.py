@@ -127,7 +127,7 @@ def _after(stage: str, site: SiteRecipe, folder: Path) -> list[str]:
             "  /^srun: error: .*: tasks? [0-9,-]+: / {",
             f"    if (/Out Of Memory/ || /Exited with exit code/ && !/exit code {EXIT_RESUMABLE}$/) mistake = 1",
             "    else lost = 1",
-            f'  }} END {{ exit mistake || !lost }}\' "{log}" && code={EXIT_RESUMABLE}',
+            f"  }} END {{ exit mistake || !lost }}' {log} && code={EXIT_RESUMABLE}",
         ]
     if site.requeue:
         lines += [

@@ -36,7 +36,7 @@ code=$?
   /^srun: error: .*: tasks? [0-9,-]+: / {
     if (/Out Of Memory/ || /Exited with exit code/ && !/exit code 75$/) mistake = 1
     else lost = 1
-  } END { exit mistake || !lost }' "JOBS/${SLURM_JOB_ID}_batch.log" && code=75
+  } END { exit mistake || !lost }' JOBS/${SLURM_JOB_ID}_batch.log && code=75
 # RUNNING: not cancelled meanwhile.
 if [ $code -eq 75 ] && [ ${SLURM_RESTART_COUNT:-0} -lt 50 ] &&
   scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q " JobState=RUNNING "; then
