@@ -249,8 +249,11 @@ def test_a_disk_that_others_fill_meanwhile_ends_the_copying_only(store, disk, sa
     monkeypatch.setattr(stage, "_blocks", until_full)
     gate.open()
     s.wait()
-    assert own(s, store) == [2, 3, 4, 5, 6] and same_bytes(s, store)
-    assert "No space left on device; 2 of its 7 shards staged" in said[1] and "read from the store" in said[1]
+    # where a copy got a huge page, the kernel gives back what is beyond the copy's end, and one more fits
+    left = own(s, store)
+    assert left in ([2, 3, 4, 5, 6], [3, 4, 5, 6]) and same_bytes(s, store)
+    assert f"No space left on device; {7 - len(left)} of its 7 shards staged" in said[1]
+    assert "read from the store" in said[1]
     s.close()
     disk.resize(size=64 << 20)
     assert free(disk.folder)[0] == empty[0]
