@@ -58,10 +58,10 @@ def table() -> None:
 
 
 @main.command()
-@click.option("--steps", default=20, help="of a turn, which is an epoch")
+@click.option("--steps", default=2, help="of a turn, which is an epoch")
 @click.option("--batch", default=8)
 @click.option("--width", default=64)
-@click.option("--rounds", default=12)
+@click.option("--rounds", default=120)
 def overhead(steps: int, batch: int, width: int, rounds: int) -> None:
     """The loop's time over that of a step written by hand, ResNet-18 and AdamW on one thread."""
     import torch
